@@ -1,0 +1,11 @@
+// Ctrl-C and SIGTERM as a flag that long work polls: once = save and stop, twice = leave at once.
+#pragma once
+
+namespace fathom {
+
+void install_interrupt_handler();
+[[nodiscard]] bool interrupted();
+// Throws Error{kInterrupted} when interrupted() is true.
+void throw_if_interrupted();
+
+}  // namespace fathom

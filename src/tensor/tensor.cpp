@@ -1,0 +1,121 @@
+#include "tensor/tensor.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <span>
+
+#include "base/progress.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+constexpr int64_t round_up(int64_t value) { return (value + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+Tensor::Tensor(void* memory, DType type, std::initializer_list<int64_t> dims)
+    : data(memory),
+      dtype(type),
+      rank(static_cast<int>(dims.size())) {
+    check(rank <= kMaxRank, "Tensor: more than four dimensions");
+    std::ranges::copy(dims, shape.begin());
+    int64_t step = 1;
+    for (int i = rank - 1; i >= 0; --i) {
+        stride[static_cast<size_t>(i)] = step;
+        step *= shape[static_cast<size_t>(i)];
+    }
+}
+
+int64_t Tensor::size() const {
+    if (!defined()) return 0;
+    int64_t product = 1;
+    for (int i = 0; i < rank; ++i) product *= dim(i);
+    return product;
+}
+
+bool Tensor::contiguous() const {
+    int64_t step = 1;
+    for (int i = rank - 1; i >= 0; --i) {
+        if (dim(i) != 1 && stride[static_cast<size_t>(i)] != step) return false;
+        step *= dim(i);
+    }
+    return true;
+}
+
+Tensor Tensor::view(std::initializer_list<int64_t> dims) const {
+    Tensor result(data, dtype, dims);
+    check(result.size() == size(), "Tensor::view: the number of elements changes");
+    if (contiguous()) return result;
+    // Not contiguous: [rows, cols] with a row stride may only have its columns split.
+    check(rank == 2 && result.rank >= 2 && result.dim(0) == dim(0) && stride[1] == 1, "Tensor::view: strides do not allow it");
+    result.stride[0] = stride[0];
+    return result;
+}
+
+Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
+    check(axis >= 0 && axis < rank && 0 <= begin && begin <= end && end <= dim(axis), "Tensor::slice: out of range");
+    Tensor result = *this;
+    const auto a = static_cast<size_t>(axis);
+    result.shape[a] = end - begin;
+    if (data != nullptr) result.data = static_cast<std::byte*>(data) + begin * stride[a] * size_of(dtype);
+    return result;
+}
+
+std::string Tensor::describe() const {
+    if (!defined()) return "absent";
+    return fmt::format("{}[{}]", name_of(dtype), fmt::join(std::span(shape).first(static_cast<size_t>(rank)), ", "));
+}
+
+Weight Weight::rows(int64_t begin, int64_t end) const {
+    Weight result = *this;
+    result.codes = codes.slice(0, begin, end);
+    result.row0 = row0 + begin;
+    return result;
+}
+
+Buffer Buffer::host(int64_t bytes) {
+    const auto padded = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1)));
+    void* memory = std::aligned_alloc(kAlignment, padded);
+    if (memory == nullptr) {
+        throw Error(ErrorKind::kMemory, fmt::format("cannot allocate {} of memory: use a smaller batch, context or model",
+                                                    human_bytes(static_cast<double>(bytes))));
+    }
+    std::memset(memory, 0, padded);
+    return {memory, bytes, [](void* address) { std::free(address); }};
+}
+
+Arena::Arena(std::string name, Grow grow, int64_t chunk_bytes)
+    : name_(std::move(name)),
+      grow_(std::move(grow)),
+      chunk_bytes_(chunk_bytes) {}
+
+Tensor Arena::allocate(DType type, std::initializer_list<int64_t> dims) {
+    Tensor tensor(nullptr, type, dims);
+    const int64_t bytes = round_up(std::max<int64_t>(tensor.bytes(), 1));
+    while (at_.chunk < chunks_.size() && at_.offset + bytes > chunks_[at_.chunk].bytes()) at_ = {at_.chunk + 1, 0, at_.used};
+    if (at_.chunk == chunks_.size()) {
+        try {
+            chunks_.push_back(grow_(std::max(bytes, chunk_bytes_)));
+        } catch (const Error& error) {
+            throw error.within(name_ + " memory");
+        }
+    }
+    if (void* base = chunks_[at_.chunk].data(); base != nullptr) tensor.data = static_cast<std::byte*>(base) + at_.offset;
+    at_.offset += bytes;
+    at_.used += bytes;
+    peak_ = std::max(peak_, at_.used);
+    return tensor;
+}
+
+int64_t Arena::reserved() const {
+    int64_t total = 0;
+    for (const Buffer& chunk : chunks_) total += chunk.bytes();
+    return total;
+}
+
+}  // namespace fathom

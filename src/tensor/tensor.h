@@ -1,0 +1,137 @@
+// Views on memory, what owns the memory, and weights with their storage scheme.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "tensor/dtype.h"
+
+namespace fathom {
+
+// A view: pointer, dtype, up to four dimensions, strides in elements. Never owns. A default tensor is "absent" (rank -1), which
+// is not the same as an empty one (a dimension of 0) nor as one without data (what the planning back end sees).
+struct Tensor {
+    static constexpr int kMaxRank = 4;
+
+    void* data = nullptr;
+    DType dtype = DType::kF32;
+    int rank = -1;
+    std::array<int64_t, kMaxRank> shape{};
+    std::array<int64_t, kMaxRank> stride{};
+
+    Tensor() = default;
+    // Contiguous, row-major.
+    Tensor(void* memory, DType type, std::initializer_list<int64_t> dims);
+
+    [[nodiscard]] bool defined() const { return rank >= 0; }
+    [[nodiscard]] explicit operator bool() const { return defined(); }
+    [[nodiscard]] int64_t dim(int i) const { return shape[static_cast<size_t>(i < 0 ? rank + i : i)]; }
+    [[nodiscard]] int64_t size() const;
+    [[nodiscard]] int64_t bytes() const { return size() * size_of(dtype); }
+    [[nodiscard]] bool contiguous() const;
+
+    // The same elements under another shape; the tensor must be contiguous unless only the last dimension is split or kept.
+    [[nodiscard]] Tensor view(std::initializer_list<int64_t> dims) const;
+    // Rows [begin, end) of dimension `axis`.
+    [[nodiscard]] Tensor slice(int axis, int64_t begin, int64_t end) const;
+
+    template <class T>
+    [[nodiscard]] T* as() const {
+        return static_cast<T*>(data);
+    }
+    [[nodiscard]] std::string describe() const;  // "F32[4, 96, 512]"
+};
+
+// How a weight's codes become numbers.
+enum class Scheme : uint8_t {
+    kPlain,     // the dtype of `codes` says it all
+    kFp8Block,  // e4m3 codes times one f32 scale per 128x128 block (partial blocks at the edges)
+};
+
+// A matrix [out, in] as it is stored. Only matmul and the codecs look at the scheme.
+struct Weight {
+    Tensor codes;   // [out, in]
+    Tensor scales;  // [ceil(out/128), ceil(in/128)] f32 for kFp8Block, else absent
+    Scheme scheme = Scheme::kPlain;
+    int64_t row0 = 0;  // row of the stored matrix at which this view begins: places it in the scale grid
+
+    Weight() = default;
+    Weight(Tensor plain) : codes(plain) {}  // NOLINT(google-explicit-constructor): a plain tensor is a weight
+    Weight(Tensor fp8, Tensor block_scales) : codes(fp8), scales(block_scales), scheme(Scheme::kFp8Block) {}
+
+    [[nodiscard]] int64_t out_features() const { return codes.dim(0); }
+    [[nodiscard]] int64_t in_features() const { return codes.dim(1); }
+    [[nodiscard]] Weight rows(int64_t begin, int64_t end) const;
+};
+
+inline constexpr int64_t kFp8Block = 128;
+
+// Memory with an owner. `release` says how it goes back (free, cudaFree, munmap).
+class Buffer {
+public:
+    Buffer() = default;
+    Buffer(void* data, int64_t bytes, std::function<void(void*)> release) : data_(data, std::move(release)), bytes_(bytes) {}
+    // Host memory, 64-byte aligned, zeroed. Throws Error{kMemory}.
+    [[nodiscard]] static Buffer host(int64_t bytes);
+
+    [[nodiscard]] void* data() const { return data_.get(); }
+    [[nodiscard]] int64_t bytes() const { return bytes_; }
+
+private:
+    std::unique_ptr<void, std::function<void(void*)>> data_;
+    int64_t bytes_ = 0;
+};
+
+// A bump allocator over memory that it asks for in large chunks from `grow`. mark/release gives back everything allocated
+// since. Chunks are kept for the next round, so a loop of equal steps allocates nothing after its first.
+class Arena {
+public:
+    using Grow = std::function<Buffer(int64_t bytes)>;
+    struct Mark {
+        size_t chunk = 0;
+        int64_t offset = 0;
+        int64_t used = 0;
+    };
+
+    explicit Arena(std::string name, Grow grow = Buffer::host, int64_t chunk_bytes = int64_t{64} << 20);
+
+    // Uninitialised memory, 64-byte aligned.
+    [[nodiscard]] Tensor allocate(DType type, std::initializer_list<int64_t> dims);
+    [[nodiscard]] Mark mark() const { return at_; }
+    void release(const Mark& mark) { at_ = mark; }
+    void clear() { at_ = {}; }
+    [[nodiscard]] int64_t used() const { return at_.used; }
+    [[nodiscard]] int64_t peak() const { return peak_; }
+    [[nodiscard]] int64_t reserved() const;
+
+private:
+    std::string name_;
+    Grow grow_;
+    int64_t chunk_bytes_;
+    std::vector<Buffer> chunks_;
+    Mark at_;
+    int64_t peak_ = 0;
+};
+
+// Releases an arena to where it stood: scratch memory of one scope.
+class ArenaScope {
+public:
+    explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+    ~ArenaScope() { arena_.release(mark_); }
+    ArenaScope(const ArenaScope&) = delete;
+    ArenaScope& operator=(const ArenaScope&) = delete;
+
+private:
+    Arena& arena_;
+    Arena::Mark mark_;
+};
+
+}  // namespace fathom
