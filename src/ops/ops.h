@@ -1,0 +1,196 @@
+// The instruction set: what hardware must be able to do for this family of models. All above this file is device-free, all
+// below it is replaceable: `cpu` (x86-64), `cuda`, `plan` (counts, no data) and, in tests, plain loops over double or dual
+// numbers.
+//
+// Conventions, once for all ops
+//   n  rows (tokens) of the batch, h heads, E experts, K experts per token, m = n K dispatched rows.
+//   Activations have the back end's compute type (f32 on the CPU; the test back ends use f64 and dual numbers). Weights have
+//   any storage scheme. Gradients of parameters are f32 (the compute type in tests). Indices are i32. Outputs come first. An op
+//   never allocates what outlives it. Rows may be strided (a slice of a wider tensor); the last dimension is contiguous. An
+//   output may alias an input only where it says so. A gradient of an activation is written (=), a gradient of a parameter is
+//   accumulated (+=). Arithmetic (docs/decisions/001): the bits of a row of an output depend on that row's inputs and on
+//   nothing else: not on n, on the other rows, on threads, nor on where the row stands. Reductions over rows (parameter
+//   gradients, norms) run in a fixed order, so the same call gives the same bytes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "tensor/tensor.h"
+
+namespace fathom {
+
+// Which keys each query may see. Sequence i owns query rows [cu_q[i], cu_q[i+1]) and len_k(i) keys; its last query is
+// aligned with its last key, and a query sees its own key and all earlier ones. len_q <= len_k.
+struct Spans {
+    Tensor cu_q;         // [sequences + 1] i32
+    Tensor cu_k;         // [sequences + 1] i32; keys of sequence i are rows [cu_k[i], cu_k[i+1]) when they lie contiguously
+    Tensor block_table;  // [sequences, max_blocks] i32, or absent: key j of sequence i is row j % block of page block_table[i,
+                         // j / block]
+    int64_t max_q = 0;   // longest len_q
+    int64_t max_k = 0;   // longest len_k
+};
+
+enum class RopePairing : uint8_t {
+    kInterleaved,  // channels (2i, 2i+1): MLA checkpoints
+    kHalves,       // channels (i, i + d/2): V1, LLaMA style
+};
+
+enum class ScoringFunc : uint8_t { kSoftmax, kSigmoid };
+
+enum class TopkMethod : uint8_t {
+    kGreedy,              // V1, V2-Lite
+    kGroupLimitedGreedy,  // V2: group score = its best expert
+    kNoauxTc,             // V3: group score = sum of its two best, all with the correction bias
+};
+
+// architecture: DeepSeek-V2 2.2.2, DeepSeek-V3 2.1.2.
+struct RouteRule {
+    ScoringFunc scoring_func = ScoringFunc::kSoftmax;
+    TopkMethod topk_method = TopkMethod::kGreedy;
+    int64_t n_group = 1;
+    int64_t topk_group = 1;
+    bool norm_topk_prob = false;
+    double routed_scaling_factor = 1.0;
+};
+
+// Auxiliary balance losses, all differentiated through the affinities P only; how often an expert was chosen is a constant.
+// With T tokens in a unit (the batch, or one sequence when per_sequence; units are averaged), p = the normalised affinities
+// s / sum s (softmax scores are normalised already), P_i = mean_t p_ti, f_i = (E / (K T)) #{t chose i}:
+enum class BalanceLossKind : uint8_t {
+    kExpert,  // alpha sum_i f_i P_i                                   DeepSeekMoE 3.3, V2 2.2.3, V3 eq. 17 (per_sequence)
+    kDevice,  // alpha sum_d mean_{i in d} f_i * sum_{i in d} P_i      V2 eq. 26
+    kCommunication,  // alpha sum_d (D / (M T)) #{t sent to d} * sum P_i      V2 eq. 29
+    kSwitch,         // alpha E sum_i F_i P_i, F_i = share of tokens whose first choice is i   Switch Transformer eq. 4
+    kGshard,         // alpha / E sum_i (c_i / T) P_i, c_i = tokens whose first choice is i    GShard algorithm 1
+    kSquared,        // alpha sum_i (P_i - 1/E)^2
+};
+
+struct BalanceLoss {
+    BalanceLossKind kind = BalanceLossKind::kExpert;
+    double alpha = 0;
+    bool per_sequence = false;
+    int64_t devices = 1;       // D: experts are split into D equal, contiguous groups
+    int64_t device_limit = 1;  // M
+};
+
+// One AdamW step (Loshchilov and Hutter 2019): p *= 1 - lr * weight_decay; p -= lr * m^ / (sqrt(v^) + eps).
+struct AdamWStep {
+    double learning_rate = 0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
+    double grad_scale = 1;  // multiplies the gradient first: clipping and the mean over micro-batches
+    int64_t step = 1;       // counts from 1
+};
+
+class Ops {
+public:
+    virtual ~Ops() = default;
+    [[nodiscard]] virtual DType compute_dtype() const = 0;
+
+    // ---- memory ----------------------------------------------------------------------------------------------------------
+    [[nodiscard]] virtual Buffer allocate(int64_t bytes) = 0;        // device memory, 64-byte aligned
+    virtual void write(const Tensor& device, const void* host) = 0;  // contiguous; host may be reused at once
+    virtual void read_back(void* host, const Tensor& device) = 0;    // contiguous; waits for all earlier ops
+    virtual void fill(const Tensor& y, double value) = 0;            // y = value
+    virtual void copy(const Tensor& y, const Tensor& x) = 0;  // y = x: rank <= 4, any strides (0 broadcasts x), any dtypes
+    virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;    // y = a + b [n, d]; y may be a or b
+    virtual void add_bias(const Tensor& y, const Tensor& bias) = 0;             // y[i] += bias: [n, d], [d]
+    virtual void add_bias_backward(const Tensor& dbias, const Tensor& dy) = 0;  // dbias += sum_i dy[i]
+    virtual void sum_heads(const Tensor& y, const Tensor& x) = 0;               // y[i] = sum_j x[i, j]: [n, d], [n, h, d]
+    // y[i] = x[rows[i]], converted to y's dtype. Embedding look-up, dispatch to experts, reading a cache.
+    virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;  // [n, d], [*, d], [n]
+    virtual void gather_rows_backward(const Tensor& dx, const Tensor& dy,
+                                      const Tensor& rows) = 0;  // dx[rows[i]] += dy[i], in order of i
+    // y[rows[i]] = x[i], converted to y's dtype. Writing a cache. Rows are distinct.
+    virtual void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+
+    // ---- norm and rope ---------------------------------------------------------------------------------------------------
+    // y = w x / sqrt(mean(x^2) + eps) over the last dimension: [n, d], [n, d], [d]. y may be x.
+    virtual void rms_norm(const Tensor& y, const Tensor& x, const Tensor& w, double eps) = 0;
+    virtual void rms_norm_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                                   double eps) = 0;
+    // table[i] = magnitude * [cos a_0 .. cos a_{d/2-1}, sin a_0 ..], a_j = positions[i] * inv_freq[j] rounded to f32: [n, d],
+    // [n], [d/2] f32.
+    virtual void rope_table(const Tensor& table, const Tensor& positions, const Tensor& inv_freq, double magnitude) = 0;
+    // Rotates x [n, h, d] in place by the angles of `table` [n, d]; inverse = by minus the angles, which is also the backward.
+    virtual void rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) = 0;
+
+    // ---- matrix products -------------------------------------------------------------------------------------------------
+    // Each element is ONE chain of fused multiply-adds over ascending k starting from 0, so that all ISA levels and tilings
+    // agree.
+    virtual void matmul(const Tensor& y, const Tensor& x, const Weight& w) = 0;  // y = x w^T: [n, out], [n, in], [out, in]
+    virtual void matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) = 0;  // dx = dy w (chain over out)
+    virtual void matmul_wgrad(const Tensor& dw, const Tensor& dy,
+                              const Tensor& x) = 0;  // dw += dy^T x (chain over n, starting from dw)
+    // Experts: rows [offsets[e], offsets[e+1]) belong to expert e; groups may be empty. [m, out], [m, in], E x [out, in], [E +
+    // 1].
+    virtual void grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) = 0;
+    virtual void grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) = 0;
+    virtual void grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) = 0;
+    // Heads: y[:, j] = x[:, j] w_j^T: [n, h, out], [n, h, in], h x [out, in]; batched_dgrad: dx[:, j] = dy[:, j] w_j.
+    virtual void batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) = 0;
+    virtual void batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) = 0;
+
+    // ---- attention -------------------------------------------------------------------------------------------------------
+    // Key of head j at row t = [k[t, j] | k_shared[t]] (k_shared may be absent); s = scale q . key; o = softmax(s) v;
+    // lse = log sum exp s. o [n, h, d_v], lse [n, h], q [n, h, d_q], k [m, h, d_k], k_shared [m, d_q - d_k], v [m, h, d_v].
+    // Keys are visited in tiles counted from the sequence's first key, so chunking does not change a bit. A block_table is not
+    // used.
+    virtual void attention(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& k_shared,
+                           const Tensor& v, const Spans& spans, double scale) = 0;
+    // dk_shared is the sum over heads (absent when k_shared is).
+    virtual void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dk_shared, const Tensor& dv,
+                                    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& k_shared,
+                                    const Tensor& v, const Tensor& o, const Tensor& lse, const Spans& spans, double scale) = 0;
+    // Absorbed MLA (V2 2.1.2): one key/value head for all query heads; the key is the whole latent, the value its first c
+    // channels. u [n, h, c], lse [n, h], q [n, h, c + r], latents [m, c + r], or with a block_table pages [blocks, block, c +
+    // r] of the cache's dtype.
+    virtual void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+                                  const Spans& spans, double scale) = 0;
+
+    // ---- mixture of experts ----------------------------------------------------------------------------------------------
+    // scores = softmax or sigmoid of logits; indices = the chosen experts, best first, ties to the lower index; weights as
+    // RouteRule says, without the bias. [n, K] i32, [n, K], [n, E], [n, E], [E] f32 or absent.
+    virtual void route(const Tensor& indices, const Tensor& weights, const Tensor& scores, const Tensor& logits,
+                       const Tensor& bias, const RouteRule& rule) = 0;
+    // The weights of given indices (routing replay): as route, with indices an input.
+    virtual void route_weights(const Tensor& weights, const Tensor& scores, const Tensor& logits, const Tensor& indices,
+                               const RouteRule& rule) = 0;
+    // dlogits from dweights [n, K] and dscores [n, E] (what the balance losses left; absent = 0). The selection is not
+    // differentiated.
+    virtual void route_backward(const Tensor& dlogits, const Tensor& dweights, const Tensor& dscores, const Tensor& scores,
+                                const Tensor& indices, const RouteRule& rule) = 0;
+    // loss[0] += the loss, dscores += its gradient: [1], [n, E], [n, E], [n, K], cu_seqlens [s + 1].
+    virtual void balance_loss(const Tensor& loss, const Tensor& dscores, const Tensor& scores, const Tensor& indices,
+                              const Tensor& cu_seqlens, const BalanceLoss& rule) = 0;
+    // Sorts the n K choices by expert, stably by token. offsets [E + 1]; source [m]: token of sorted row; slot [n, K]: sorted
+    // row of a choice.
+    virtual void sort_by_expert(const Tensor& offsets, const Tensor& source, const Tensor& slot, const Tensor& indices) = 0;
+    // y[i] = sum_k weights[i, k] x[slot[i, k]] in order of k; weights absent = 1 (then it is the backward of the dispatch
+    // gather).
+    virtual void combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) = 0;
+    // dx[slot[i, k]] = weights[i, k] dy[i];  dweights[i, k] = dy[i] . x[slot[i, k]].
+    virtual void combine_backward(const Tensor& dx, const Tensor& dweights, const Tensor& dy, const Tensor& x,
+                                  const Tensor& slot, const Tensor& weights) = 0;
+    virtual void add_expert_load(const Tensor& load,
+                                 const Tensor& offsets) = 0;  // load[e] += offsets[e+1] - offsets[e]: [E] i64
+    // V3 2.1.2: bias[e] -= gamma where load is above its mean, += gamma below, unchanged when equal. [E] f32, [E] i64.
+    virtual void update_router_bias(const Tensor& bias, const Tensor& load, double gamma) = 0;
+
+    // ---- activation and loss ---------------------------------------------------------------------------------------------
+    virtual void swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;  // y = silu(gate) up; y may be gate or up
+    virtual void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                                 const Tensor& up) = 0;
+    // loss[i] = -log softmax(logits[i])[targets[i]], 0 where targets[i] < 0. [n], [n, V], [n].
+    virtual void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) = 0;
+    // dlogits = scale (softmax(logits) - onehot(targets)), 0 where targets < 0. dlogits may be logits.
+    virtual void cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) = 0;
+
+    // ---- optimizer -------------------------------------------------------------------------------------------------------
+    // master, m, v, grad: f32, same shape. param receives the new master in its own dtype; it may be the master itself.
+    virtual void adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
+                       const AdamWStep& step) = 0;
+    virtual void square_norm(const Tensor& sum,
+                             const Tensor& x) = 0;  // sum[0] += sum x^2, accumulated in f64: [1] f64, any contiguous x
+};
+
+}  // namespace fathom
