@@ -1,5 +1,7 @@
 // What every verb of the fathom binary shares. A verb is one file, src/app/<verb>.cpp, with one function add_<verb> that declares
 // its options on a CLI11 subcommand and sets a callback; main.cpp lists them and turns Errors into messages and exit codes.
+// Conventions: the verb's examples are its footer ("Examples:\n  fathom ..."), which --help prints first; options may be gathered
+// under a title with ->group("Sampling"); values get a ->type_name("N"); defaults are shown without being written down again.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -33,5 +35,6 @@ void add_inspect(CLI::App& app, Globals& globals);
 void add_plan(CLI::App& app, Globals& globals);
 void add_plot(CLI::App& app, Globals& globals);
 void add_doctor(CLI::App& app, Globals& globals);
+void add_completion(CLI::App& app, Globals& globals);
 
 }  // namespace fathom
