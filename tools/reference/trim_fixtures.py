@@ -22,7 +22,7 @@ GRADS_OF_V3 = (r"grad\..*(norm|mlp\.gate)\.weight"
                r"|grad\.model\.layers\.0\.self_attn\..*"
                r"|grad\.model\.layers\.1\.(self_attn|mlp\.experts\.1)\..*")
 GRADS_OF_V2_LITE = (r"grad\..*(norm|mlp\.gate)\.weight"
-                    r"|grad\.model\.layers\.1\.(self_attn\.(q_proj|kv_a).*|mlp\.experts\.1\..*)")
+                    r"|grad\.model\.layers\.1\.self_attn\.(q_proj|kv_a).*")
 KEPT = {
     "v2-lite-greedy": [ALWAYS, GRADS_OF_V2_LITE],
     "v2-group-limited": [ALWAYS],
