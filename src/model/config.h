@@ -10,17 +10,9 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/route_rule.h"
+
 namespace fathom {
-
-// How router logits become affinities.
-enum class ScoringFunc : uint8_t { kSoftmax, kSigmoid };
-
-// How the K experts are chosen from the affinities.
-enum class TopkMethod : uint8_t {
-    kGreedy,              // the K largest (V1, V2-Lite)
-    kGroupLimitedGreedy,  // among topk_group groups, a group scoring its maximum (V2, 2.2.2)
-    kNoauxTc,             // as above with a correction bias, a group scoring the sum of its two best (V3, 2.1.2)
-};
 
 [[nodiscard]] std::string_view name_of(ScoringFunc func);   // "softmax", "sigmoid"
 [[nodiscard]] std::string_view name_of(TopkMethod method);  // "greedy", "group_limited_greedy", "noaux_tc"

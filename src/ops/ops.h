@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <span>
 
+#include "ops/route_rule.h"
 #include "tensor/tensor.h"
 
 namespace fathom {
@@ -34,24 +35,6 @@ struct Spans {
 enum class RopePairing : uint8_t {
     kInterleaved,  // channels (2i, 2i+1): MLA checkpoints
     kHalves,       // channels (i, i + d/2): V1, LLaMA style
-};
-
-enum class ScoringFunc : uint8_t { kSoftmax, kSigmoid };
-
-enum class TopkMethod : uint8_t {
-    kGreedy,              // V1, V2-Lite
-    kGroupLimitedGreedy,  // V2: group score = its best expert
-    kNoauxTc,             // V3: group score = sum of its two best, all with the correction bias
-};
-
-// architecture: DeepSeek-V2 2.2.2, DeepSeek-V3 2.1.2.
-struct RouteRule {
-    ScoringFunc scoring_func = ScoringFunc::kSoftmax;
-    TopkMethod topk_method = TopkMethod::kGreedy;
-    int64_t n_group = 1;
-    int64_t topk_group = 1;
-    bool norm_topk_prob = false;
-    double routed_scaling_factor = 1.0;
 };
 
 // Auxiliary balance losses, all differentiated through the affinities P only; how often an expert was chosen is a constant.

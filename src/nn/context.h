@@ -1,0 +1,40 @@
+// What a layer needs besides its parameters and its input: the hardware, and memory of two lifetimes.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+
+#include "ops/ops.h"
+
+namespace fathom {
+
+struct Context {
+    Ops& ops;
+    Arena& scratch;                   // until the end of the enclosing ArenaScope: temporaries of one block
+    Arena& saved;                     // from a forward to its backward
+    DType cache_dtype = DType::kF32;  // how a latent is rounded before attention sees it, see `deterministic`
+    bool deterministic = false;       // one attention form and one cache rounding everywhere (docs/decisions/001)
+    bool recomputing = false;         // a forward that repeats an earlier one: statistics are not counted again
+
+    // Uninitialised activations; kept until the backward when `keep`.
+    [[nodiscard]] Tensor empty(std::initializer_list<int64_t> dims, bool keep = false) {
+        return (keep ? saved : scratch).allocate(ops.compute_dtype(), dims);
+    }
+    [[nodiscard]] Tensor empty_ints(std::initializer_list<int64_t> dims, bool keep = false) {
+        return (keep ? saved : scratch).allocate(DType::kI32, dims);
+    }
+    [[nodiscard]] Tensor zeros(std::initializer_list<int64_t> dims, bool keep = false) {
+        Tensor y = empty(dims, keep);
+        ops.fill(y, 0);
+        return y;
+    }
+    // Host integers on the device.
+    [[nodiscard]] Tensor ints(std::span<const int32_t> values, bool keep = false) {
+        Tensor y = empty_ints({static_cast<int64_t>(values.size())}, keep);
+        ops.write(y, values.data());
+        return y;
+    }
+};
+
+}  // namespace fathom

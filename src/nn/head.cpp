@@ -1,0 +1,39 @@
+#include "nn/head.h"
+
+#include <algorithm>
+
+namespace fathom {
+namespace {
+
+// Logits of this many rows exist at a time: 1024 rows of V3's vocabulary are 530 MB in f32, of an 8k vocabulary 34 MB.
+constexpr int64_t kRowsPerChunk = 1024;
+
+template <class Body>
+void for_row_chunks(int64_t rows, const Body& body) {
+    for (int64_t begin = 0; begin < rows; begin += kRowsPerChunk) body(begin, std::min(begin + kRowsPerChunk, rows));
+}
+
+}  // namespace
+
+void Head::loss(Context& cx, const Tensor& loss, const Tensor& hidden, const Tensor& targets) const {
+    for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
+        const ArenaScope scope(cx.scratch);
+        const Tensor y = logits(cx, hidden.slice(0, begin, end));
+        cx.ops.cross_entropy(loss.slice(0, begin, end), y, targets.slice(0, begin, end));
+    });
+}
+
+void Head::loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden, const Tensor& hidden,
+                             const Tensor& targets, double scale) const {
+    for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
+        const ArenaScope scope(cx.scratch);
+        const Tensor x = hidden.slice(0, begin, end), t = targets.slice(0, begin, end);
+        const Tensor y = logits(cx, x);
+        cx.ops.cross_entropy(loss.slice(0, begin, end), y, t);
+        cx.ops.cross_entropy_backward(y, y, t, scale);
+        cx.ops.matmul_wgrad(lm_head_.weight.grad, y, x);
+        cx.ops.matmul_dgrad(dhidden.slice(0, begin, end), y, lm_head_.weight.weight);
+    });
+}
+
+}  // namespace fathom

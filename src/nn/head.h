@@ -1,0 +1,26 @@
+// The output head: logits, and the cross-entropy that never holds all of them.
+#pragma once
+
+#include "nn/linear.h"
+
+namespace fathom {
+
+// y = W x over the vocabulary. The matrix is given, not owned: it may be the embedding (tie_word_embeddings) and MTP modules
+// share it.
+class Head {
+public:
+    explicit Head(const Linear& lm_head) : lm_head_(lm_head) {}
+
+    // hidden [n, d] -> logits [n, vocab] in cx.scratch.
+    [[nodiscard]] Tensor logits(Context& cx, const Tensor& hidden) const { return linear(cx, hidden, lm_head_); }
+    // loss [n] = -log p(targets[i]), 0 where targets[i] < 0. targets [n] i32.
+    void loss(Context& cx, const Tensor& loss, const Tensor& hidden, const Tensor& targets) const;
+    // The same, and dhidden [n, d] = the gradient of `scale` times the sum of the losses; accumulates the head's gradient.
+    void loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden, const Tensor& hidden, const Tensor& targets,
+                           double scale) const;
+
+private:
+    const Linear& lm_head_;
+};
+
+}  // namespace fathom

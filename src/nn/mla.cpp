@@ -1,0 +1,176 @@
+#include "nn/mla.h"
+
+namespace fathom {
+namespace {
+
+// transformers and DeepSeek's code build the two latent norms with their default, whatever rms_norm_eps says.
+constexpr double kLatentNormEps = 1e-6;
+
+// Pages [blocks, block_size, width] as rows [blocks * block_size, width].
+Tensor page_rows(const Tensor& pages) { return pages.view({pages.dim(0) * pages.dim(1), pages.dim(2)}); }
+
+// [n, h, width] channels [begin, end) of every head.
+Tensor channels(const Tensor& x, int64_t begin, int64_t end) { return x.slice(2, begin, end); }
+
+}  // namespace
+
+Mla::Mla(const MlaConfig& config) : config_(config), kv_norm_(config.kv_lora_rank, kLatentNormEps) {
+    const auto& c = config_;
+    const int64_t q_rows = c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim);
+    if (c.q_lora_rank > 0) {
+        wq_a_ = Linear(c.q_lora_rank, c.hidden_size, c.attention_bias);
+        q_norm_ = RmsNorm(c.q_lora_rank, kLatentNormEps);
+        wq_b_ = Linear(q_rows, c.q_lora_rank);
+    } else {
+        wq_ = Linear(q_rows, c.hidden_size);
+    }
+    wkv_a_ = Linear(c.kv_lora_rank + c.qk_rope_head_dim, c.hidden_size, c.attention_bias);
+    wkv_b_ = Linear(c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
+    wo_ = Linear(c.hidden_size, c.num_attention_heads * c.v_head_dim, c.attention_bias);
+}
+
+void Mla::visit(const Names& names) {
+    if (config_.q_lora_rank > 0) {
+        wq_a_.visit(names.in("q_a_proj"));
+        q_norm_.visit(names.in("q_a_layernorm"));
+        wq_b_.visit(names.in("q_b_proj"));
+    } else {
+        wq_.visit(names.in("q_proj"));
+    }
+    wkv_a_.visit(names.in("kv_a_proj_with_mqa"));
+    kv_norm_.visit(names.in("kv_a_layernorm"));
+    wkv_b_.visit(names.in("kv_b_proj"));
+    wo_.visit(names.in("o_proj"));
+}
+
+std::vector<CacheState> Mla::cache_states() const { return {{"latent", config_.kv_lora_rank + config_.qk_rope_head_dim}}; }
+
+Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const LayerCache* cache, Saved* saved) const {
+    const bool keep = saved != nullptr;
+    const int64_t n = x.dim(0), h = config_.num_attention_heads, d_v = config_.v_head_dim;
+    const Tensor q_a = config_.q_lora_rank > 0 ? linear(cx, x, wq_a_, keep) : Tensor();  // [n, c_q]
+    const Tensor kv_a = linear(cx, x, wkv_a_, keep);                                     // [n, c_kv + d_r]
+    const Tensor q = queries(cx, x, q_a, batch.rope);                                    // [n, h, d_n + d_r]
+    const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);                             // [n, c_kv + d_r]
+    if (cache != nullptr) cx.ops.scatter_rows(page_rows(cache->states[0]), c_kv, batch.slots);
+
+    const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty({n, h}, keep);
+    for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
+        if (group->rows == 0) continue;
+        const auto rows = [&](const Tensor& t) { return t.slice(0, group->row_begin, group->row_begin + group->rows); };
+        if (group == &batch.absorbed) {
+            attend_absorbed(cx, rows(o), rows(lse), rows(q), cache != nullptr ? cache->states[0] : rows(c_kv), group->spans);
+        } else if (cache == nullptr) {
+            attend_expanded(cx, rows(o), rows(lse), rows(q), rows(c_kv), *group);
+        } else {
+            const Tensor cached = cx.empty({group->keys, c_kv.dim(1)});
+            cx.ops.gather_rows(cached, page_rows(cache->states[0]), group->key_rows);
+            attend_expanded(cx, rows(o), rows(lse), rows(q), cached, *group);
+        }
+    }
+    if (keep) *saved = {x, q_a, kv_a, c_kv, o, lse};
+    return linear(cx, o.view({n, h * d_v}), wo_);
+}
+
+// q = RoPE(W_UQ RMSNorm(c_q)): eq. 38 to 40 of DeepSeek-V2. [n, h, d_n + d_r], per head [nope | rope].
+Tensor Mla::queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const {
+    const int64_t d_n = config_.qk_nope_head_dim, d = d_n + config_.qk_rope_head_dim;
+    const Tensor flat = q_a ? linear(cx, rms_norm(cx, q_a, q_norm_), wq_b_) : linear(cx, x, wq_);
+    const Tensor q = flat.view({x.dim(0), config_.num_attention_heads, d});
+    cx.ops.rope(channels(q, d_n, d), rope, config_.pairing, false);
+    return q;
+}
+
+// [RMSNorm(c~) | RoPE(k~)]: all that is cached per token, and the only input of keys and values. [n, c_kv + d_r].
+Tensor Mla::latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const {
+    const int64_t n = kv_a.dim(0), c = config_.kv_lora_rank, width = kv_a.dim(1);
+    const Tensor c_kv = cx.empty({n, width}, keep);
+    cx.ops.rms_norm(c_kv.slice(1, 0, c), kv_a.slice(1, 0, c), kv_norm_.weight.vector(), kv_norm_.eps);
+    cx.ops.copy(c_kv.slice(1, c, width), kv_a.slice(1, c, width));
+    cx.ops.rope(c_kv.slice(1, c, width).view({n, 1, width - c}), rope, config_.pairing, false);
+    if (cx.deterministic && cx.cache_dtype != cx.ops.compute_dtype()) {  // the trainer sees what the sampler's cache holds
+        const Tensor rounded = cx.scratch.allocate(cx.cache_dtype, {n, width});
+        cx.ops.copy(rounded, c_kv);
+        cx.ops.copy(c_kv, rounded);
+    }
+    return c_kv;
+}
+
+// o = softmax(scale q [k_n | k_r]^T) v with k_n and v projected up from the latents of all keys. c_kv [keys, c_kv + d_r].
+void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
+                          const SequenceGroup& group) const {
+    const int64_t c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
+    const Tensor kv = linear(cx, c_kv.slice(1, 0, c), wkv_b_).view({c_kv.dim(0), config_.num_attention_heads, d_n + d_v});
+    cx.ops.attention(o, lse, q, channels(kv, 0, d_n), c_kv.slice(1, c, c_kv.dim(1)), channels(kv, d_n, d_n + d_v), group.spans,
+                     config_.softmax_scale);
+}
+
+// The same function with W_UK moved to the query and W_UV to the output: keys are the latents themselves, values their first
+// c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
+void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
+                          const Spans& spans) const {
+    const int64_t n = q.dim(0), h = q.dim(1), c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim,
+                  d_r = config_.qk_rope_head_dim;
+    const Tensor q_latent = cx.empty({n, h, c + d_r}), u = cx.empty({n, h, c});
+    cx.ops.batched_dgrad(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
+    cx.ops.copy(channels(q_latent, c, c + d_r), channels(q, d_n, d_n + d_r));
+    cx.ops.latent_attention(u, lse, q_latent, c_kv, spans, config_.softmax_scale);
+    cx.ops.batched_matmul(o, u, value_weights());
+}
+
+Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const {
+    const int64_t n = dy.dim(0), h = config_.num_attention_heads, c = config_.kv_lora_rank,
+                  width = c + config_.qk_rope_head_dim;
+    const int64_t d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
+    const Tensor dout = linear_backward(cx, dy, saved.o.view({n, h * d_v}), wo_).view({n, h, d_v});
+    const Tensor c_kv = saved.c_kv.slice(1, 0, c), k_rope = saved.c_kv.slice(1, c, width);
+    const Tensor q = queries(cx, saved.x, saved.q_a, batch.rope);
+    const Tensor kv = linear(cx, c_kv, wkv_b_).view({n, h, d_n + d_v});
+
+    const Tensor dq = cx.empty({n, h, q.dim(2)}), dkv = cx.empty({n, h, d_n + d_v}), dkv_a = cx.empty({n, width});
+    const Tensor dk_rope = dkv_a.slice(1, c, width);
+    for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
+        if (group->rows == 0) continue;
+        const auto rows = [&](const Tensor& t) { return t.slice(0, group->row_begin, group->row_begin + group->rows); };
+        cx.ops.attention_backward(rows(dq), channels(rows(dkv), 0, d_n), rows(dk_rope), channels(rows(dkv), d_n, d_n + d_v),
+                                  rows(dout), rows(q), channels(rows(kv), 0, d_n), rows(k_rope),
+                                  channels(rows(kv), d_n, d_n + d_v), rows(saved.o), rows(saved.lse), group->spans,
+                                  config_.softmax_scale);
+    }
+    cx.ops.rope(dk_rope.view({n, 1, width - c}), batch.rope, config_.pairing, true);
+    const Tensor dc_kv = linear_backward(cx, dkv.view({n, h * (d_n + d_v)}), c_kv, wkv_b_);
+    cx.ops.rms_norm_backward(dkv_a.slice(1, 0, c), kv_norm_.weight.grad, dc_kv, saved.kv_a.slice(1, 0, c),
+                             kv_norm_.weight.vector(), kv_norm_.eps);
+
+    const Tensor dx = linear_backward(cx, dkv_a, saved.x, wkv_a_);
+    cx.ops.add(dx, dx, queries_backward(cx, dq, batch, saved));
+    return dx;
+}
+
+// dq [n, h, d_n + d_r] -> the part of dx that comes through the queries.
+Tensor Mla::queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const {
+    const int64_t d_n = config_.qk_nope_head_dim, d = dq.dim(2);
+    cx.ops.rope(channels(dq, d_n, d), batch.rope, config_.pairing, true);
+    const Tensor flat = dq.view({dq.dim(0), dq.dim(1) * d});
+    if (!saved.q_a) return linear_backward(cx, flat, saved.x, wq_);
+    const Tensor dc_q = linear_backward(cx, flat, rms_norm(cx, saved.q_a, q_norm_), wq_b_);
+    return linear_backward(cx, rms_norm_backward(cx, dc_q, saved.q_a, q_norm_), saved.x, wq_a_);
+}
+
+std::vector<Weight> Mla::key_weights() const {
+    const int64_t d_n = config_.qk_nope_head_dim, step = d_n + config_.v_head_dim;
+    std::vector<Weight> heads;
+    for (int64_t j = 0; j < config_.num_attention_heads; ++j)
+        heads.push_back(wkv_b_.weight.weight.rows(j * step, j * step + d_n));
+    return heads;
+}
+
+std::vector<Weight> Mla::value_weights() const {
+    const int64_t d_n = config_.qk_nope_head_dim, step = d_n + config_.v_head_dim;
+    std::vector<Weight> heads;
+    for (int64_t j = 0; j < config_.num_attention_heads; ++j)
+        heads.push_back(wkv_b_.weight.weight.rows(j * step + d_n, (j + 1) * step));
+    return heads;
+}
+
+}  // namespace fathom

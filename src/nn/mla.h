@@ -1,0 +1,68 @@
+// Multi-head latent attention (DeepSeek-V2 2.1; V3, Moonlight, Kimi-K2): queries and keys are built from small latents, and
+// only the key/value latent and one shared rotary key are cached.
+#pragma once
+
+#include <vector>
+
+#include "nn/batch.h"
+#include "nn/linear.h"
+
+namespace fathom {
+
+struct MlaConfig {
+    int64_t hidden_size = 0;
+    int64_t num_attention_heads = 0;  // h
+    int64_t q_lora_rank = 0;          // c_q; 0: queries come straight from x
+    int64_t kv_lora_rank = 0;         // c_kv
+    int64_t qk_nope_head_dim = 0;     // d_n
+    int64_t qk_rope_head_dim = 0;     // d_r
+    int64_t v_head_dim = 0;           // d_v
+    bool attention_bias = false;      // on the two down-projections and the output
+    double softmax_scale = 0;
+    RopePairing pairing = RopePairing::kInterleaved;
+};
+
+class Mla {
+public:
+    // [n, .] each; the up-projections are recomputed in the backward (V3 3.2.3).
+    struct Saved {
+        Tensor x;     // [n, hidden]
+        Tensor q_a;   // [n, c_q] before its norm; absent without q_lora_rank
+        Tensor kv_a;  // [n, c_kv + d_r] before norm and rope
+        Tensor c_kv;  // [n, c_kv + d_r] what the cache would hold
+        Tensor o;     // [n, h, d_v]
+        Tensor lse;   // [n, h]
+    };
+
+    explicit Mla(const MlaConfig& config);
+    void visit(const Names& names);
+    [[nodiscard]] std::vector<CacheState> cache_states() const;
+
+    // x [n, hidden] -> [n, hidden]. With a cache, writes the rows' latents first and attends to everything cached of each
+    // sequence.
+    [[nodiscard]] Tensor forward(Context& cx, const Tensor& x, const Batch& batch, const LayerCache* cache, Saved* saved) const;
+    // dy [n, hidden] -> dx [n, hidden]. For batches without a cache.
+    [[nodiscard]] Tensor backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const;
+
+private:
+    MlaConfig config_;
+    Linear wq_;           // q_proj [h (d_n + d_r), hidden], when q_lora_rank = 0
+    Linear wq_a_, wq_b_;  // [c_q, hidden], [h (d_n + d_r), c_q]
+    RmsNorm q_norm_;      // [c_q]
+    Linear wkv_a_;        // [c_kv + d_r, hidden]
+    RmsNorm kv_norm_;     // [c_kv]
+    Linear wkv_b_;        // [h (d_n + d_v), c_kv]
+    Linear wo_;           // [hidden, h d_v]
+
+    [[nodiscard]] Tensor queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const;
+    [[nodiscard]] Tensor latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const;
+    void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
+                         const SequenceGroup& group) const;
+    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
+                         const Spans& spans) const;
+    [[nodiscard]] Tensor queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const;
+    [[nodiscard]] std::vector<Weight> key_weights() const;    // per head [d_n, c_kv]
+    [[nodiscard]] std::vector<Weight> value_weights() const;  // per head [d_v, c_kv]
+};
+
+}  // namespace fathom

@@ -1,0 +1,107 @@
+#include "nn/moe.h"
+
+#include <string>
+
+namespace fathom {
+namespace {
+
+std::vector<Weight> weights_of(const std::vector<Param>& experts) {
+    std::vector<Weight> weights;
+    for (const Param& expert : experts) weights.push_back(expert.weight);
+    return weights;
+}
+
+std::vector<Tensor> grads_of(const std::vector<Param>& experts) {
+    std::vector<Tensor> grads;
+    for (const Param& expert : experts) grads.push_back(expert.grad);
+    return grads;
+}
+
+// linear() over rows grouped by expert. x [m, in] -> [m, out].
+Tensor experts(Context& cx, const Tensor& x, const std::vector<Param>& w, const Tensor& offsets, bool keep = false) {
+    Tensor y = cx.empty({x.dim(0), w[0].rows}, keep);
+    cx.ops.grouped_matmul(y, x, weights_of(w), offsets);
+    return y;
+}
+
+Tensor experts_backward(Context& cx, const Tensor& dy, const Tensor& x, const std::vector<Param>& w, const Tensor& offsets) {
+    cx.ops.grouped_wgrad(grads_of(w), dy, x, offsets);
+    Tensor dx = cx.empty({x.dim(0), w[0].cols});
+    cx.ops.grouped_dgrad(dx, dy, weights_of(w), offsets);
+    return dx;
+}
+
+}  // namespace
+
+Moe::Moe(const MoeConfig& config) : config_(config), router_(config.router) {
+    const int64_t hidden = config.router.hidden_size, width = config.moe_intermediate_size;
+    for (int64_t e = 0; e < config.router.n_routed_experts; ++e) {
+        gate_.push_back(Param::matrix(width, hidden));
+        up_.push_back(Param::matrix(width, hidden));
+        down_.push_back(Param::matrix(hidden, width));
+    }
+    if (config.n_shared_experts > 0) shared_ = Mlp(hidden, config.n_shared_experts * width);
+}
+
+void Moe::visit(const Names& names) {
+    router_.visit(names.in("gate"));
+    for (size_t e = 0; e < gate_.size(); ++e) {
+        const Names expert = names.in("experts." + std::to_string(e));
+        expert("gate_proj.weight", gate_[e]);
+        expert("up_proj.weight", up_[e]);
+        expert("down_proj.weight", down_[e]);
+    }
+    if (config_.n_shared_experts > 0) shared_.visit(names.in("shared_experts"));
+}
+
+// y = sum_{k in top K} w_k Expert_k(x) + Shared(x)
+Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* saved) const {
+    const bool keep = saved != nullptr;
+    const auto layer = static_cast<size_t>(config_.layer);
+    const int64_t n = x.dim(0), hidden = x.dim(1), m = n * config_.router.num_experts_per_tok,
+                  E = config_.router.n_routed_experts;
+    const Tensor replay = layer < batch.replay.size() ? batch.replay[layer] : Tensor();
+    const Router::Choice choice = router_.forward(cx, x, replay, keep || batch.record != nullptr);
+    if (batch.record != nullptr) (*batch.record)[layer] = {choice.indices, choice.weights};
+    const Tensor offsets = cx.empty_ints({E + 1}, keep), source = cx.empty_ints({m}, keep),
+                 slot = cx.empty_ints({n, choice.indices.dim(1)}, keep);
+    cx.ops.sort_by_expert(offsets, source, slot, choice.indices);
+    if (statistics.expert_load && keep && !cx.recomputing) cx.ops.add_expert_load(statistics.expert_load, offsets);
+
+    const Tensor dispatched = cx.empty({m, hidden});
+    cx.ops.gather_rows(dispatched, x, source);
+    const Tensor gate = experts(cx, dispatched, gate_, offsets, keep), up = experts(cx, dispatched, up_, offsets, keep);
+    const Tensor inner = cx.empty({m, gate.dim(1)});
+    cx.ops.swiglu(inner, gate, up);
+    const Tensor expert_y = experts(cx, inner, down_, offsets, keep);
+    const Tensor y = cx.empty({n, hidden});
+    cx.ops.combine(y, expert_y, slot, choice.weights);
+
+    Mlp::Saved shared;
+    if (config_.n_shared_experts > 0) cx.ops.add(y, y, shared_.forward(cx, x, batch, keep ? &shared : nullptr));
+    if (keep) *saved = {x, choice, offsets, source, slot, gate, up, expert_y, shared};
+    return y;
+}
+
+Tensor Moe::backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& s) const {
+    const int64_t n = dy.dim(0), hidden = dy.dim(1), m = s.source.dim(0), width = s.gate.dim(1);
+    const Tensor dexpert_y = cx.empty({m, hidden}), dweights = cx.empty({n, s.slot.dim(1)});
+    cx.ops.combine_backward(dexpert_y, dweights, dy, s.y, s.slot, s.choice.weights);
+
+    const Tensor dispatched = cx.empty({m, hidden}), inner = cx.empty({m, width});  // recomputed: cheaper than kept
+    cx.ops.gather_rows(dispatched, s.x, s.source);
+    cx.ops.swiglu(inner, s.gate, s.up);
+    const Tensor dinner = experts_backward(cx, dexpert_y, inner, down_, s.offsets);
+    const Tensor dgate = cx.empty({m, width}), dup = cx.empty({m, width});
+    cx.ops.swiglu_backward(dgate, dup, dinner, s.gate, s.up);
+    const Tensor ddispatched = experts_backward(cx, dgate, dispatched, gate_, s.offsets);
+    cx.ops.add(ddispatched, ddispatched, experts_backward(cx, dup, dispatched, up_, s.offsets));
+
+    const Tensor dx = cx.empty({n, hidden});
+    cx.ops.combine(dx, ddispatched, s.slot, {});
+    cx.ops.add(dx, dx, router_.backward(cx, dweights, s.x, s.choice, batch.cu_seqlens, statistics.balance_loss));
+    if (config_.n_shared_experts > 0) cx.ops.add(dx, dx, shared_.backward(cx, dy, batch, s.shared));
+    return dx;
+}
+
+}  // namespace fathom
