@@ -55,6 +55,9 @@ struct Batch {
     Tensor cu_seqlens;       // [sequences + 1] i32 over all rows
     SequenceGroup expanded;  // rows [0, expanded.rows)
     SequenceGroup absorbed;  // the rest
+    // Indexed as the model's layers; empty unless wanted.
+    std::vector<Tensor> replay;              // experts that must be used (routing replay in RL): [n, K] i32, absent = choose
+    std::vector<Routing>* record = nullptr;  // receives the experts used, in cx.saved
 };
 
 // A run of rows of one sequence: `tokens` follow `past` tokens that are in the cache already.
