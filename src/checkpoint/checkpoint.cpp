@@ -1,0 +1,208 @@
+#include "checkpoint/checkpoint.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <algorithm>
+#include <set>
+
+#include "base/file.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kFullNanCheckBytes = int64_t{1}
+                                       << 30;  // of a larger checkpoint only the first MiB of each tensor is looked at
+constexpr int64_t kPartialNanCheckBytes = 1 << 20;
+constexpr std::string_view kScaleSuffix = "_scale_inv";
+
+// Walks the model's parameters against the files and collects every disagreement before it complains.
+class Loader {
+public:
+    Loader(LoadedModel& loaded, Ops& ops, const LoadOptions& options) : loaded_(loaded), ops_(ops), options_(options) {}
+
+    void run() {
+        loaded_.model->visit([this](const std::string& name, Param& param) { bind(name, param); });
+        for (const DeepSeek::Alias& alias : loaded_.model->aliases()) used_.insert(alias.name);
+        for (const std::string& name : loaded_.files->names()) {
+            if (!used_.contains(name) && !ignorable(name)) problems_.push_back("unexpected " + name);
+        }
+        if (!problems_.empty()) throw Error(ErrorKind::kInput, summary());
+    }
+
+private:
+    LoadedModel& loaded_;
+    Ops& ops_;
+    const LoadOptions& options_;
+    std::set<std::string> used_;
+    std::vector<std::string> problems_;
+
+    void bind(const std::string& name, Param& param) {
+        const std::optional<Tensor> found = loaded_.files->find(name);
+        if (!found) return problems_.push_back("missing " + name);
+        used_.insert(name);
+        const Tensor expected = param.is_matrix() ? Tensor(nullptr, found->dtype, {param.rows, param.cols})
+                                                  : Tensor(nullptr, found->dtype, {param.rows});
+        if (found->rank != expected.rank || found->shape != expected.shape) {
+            return problems_.push_back(
+                fmt::format("{} is {}, the config asks for {}", name, found->describe(), expected.describe()));
+        }
+        Weight stored(*found);
+        if (found->dtype == DType::kF8E4M3) {
+            const std::optional<Tensor> scales = fp8_scales(name, param);
+            if (!scales) return;
+            stored = Weight(*found, *scales);
+        } else if (found->dtype != DType::kF32 && found->dtype != DType::kBF16 && found->dtype != DType::kF16) {
+            return problems_.push_back(fmt::format("{} is {}: weights are F32, BF16, F16 or F8_E4M3", name, found->describe()));
+        }
+        if (options_.check_nan && has_nan(*found)) return problems_.push_back(name + " holds NaN");
+        param.weight = converted(stored, param);
+    }
+
+    std::optional<Tensor> fp8_scales(const std::string& name, const Param& param) {
+        const auto scales = loaded_.files->find(name + std::string(kScaleSuffix));
+        used_.insert(name + std::string(kScaleSuffix));
+        const auto blocks = [](int64_t size) { return (size + kFp8Block - 1) / kFp8Block; };
+        if (scales && param.is_matrix() && scales->dtype == DType::kF32 && scales->rank == 2 &&
+            scales->dim(0) == blocks(param.rows) && scales->dim(1) == blocks(param.cols)) {
+            if (!options_.check_nan || !has_nan(*scales)) return scales;
+            problems_.push_back(name + std::string(kScaleSuffix) + " holds NaN");
+            return std::nullopt;
+        }
+        problems_.push_back(fmt::format("{} is FP8 and needs {}{} as F32[{}, {}]", name, name, kScaleSuffix, blocks(param.rows),
+                                        blocks(param.cols)));
+        return std::nullopt;
+    }
+
+    [[nodiscard]] bool has_nan(const Tensor& tensor) const {
+        if (loaded_.files->total_bytes() <= kFullNanCheckBytes) return any_nan(tensor);
+        Tensor head(tensor.data, tensor.dtype, {std::min(tensor.size(), kPartialNanCheckBytes / size_of(tensor.dtype))});
+        return any_nan(head);
+    }
+
+    // The type the user asked for; the router's bias is f32 always.
+    [[nodiscard]] Weight converted(const Weight& stored, const Param& param) {
+        const DType wanted = param.kind == ParamKind::kRouterBias ? DType::kF32 : options_.dtype.value_or(stored.codes.dtype);
+        if (wanted == stored.codes.dtype) return stored;
+        const Tensor result = param.allocate(*loaded_.weights, wanted);
+        if (stored.scheme == Scheme::kFp8Block) {
+            dequantize_fp8(result, stored);
+        } else {
+            ops_.copy(result, stored.codes);
+        }
+        return {result};
+    }
+
+    // result [out, in] = codes * scale of the code's 128x128 block (architecture reference 8.2).
+    void dequantize_fp8(const Tensor& result, const Weight& w) {
+        const int64_t rows = w.out_features(), cols = w.in_features(), blocks = w.scales.dim(1);
+        Buffer row_buffer = Buffer::host(cols * 4);
+        const Tensor row(row_buffer.data(), DType::kF32, {cols});
+        for (int64_t i = 0; i < rows; ++i) {
+            const auto* codes = w.codes.as<const Float8E4M3>() + i * cols;
+            const auto* scales = w.scales.as<const float>() + i / kFp8Block * blocks;
+            for (int64_t j = 0; j < cols; ++j) row.as<float>()[j] = static_cast<float>(codes[j]) * scales[j / kFp8Block];
+            ops_.copy(result.slice(0, i, i + 1).view({cols}), row);
+        }
+    }
+
+    // Old files carry rotary buffers; MTP layers are there even when nobody wants them.
+    [[nodiscard]] bool ignorable(const std::string& name) const {
+        if (name.ends_with("rotary_emb.inv_freq")) return true;
+        if (name == "lm_head.weight") return loaded_.config.tie_word_embeddings;
+        constexpr std::string_view kLayers = "model.layers.";
+        if (!name.starts_with(kLayers)) return false;
+        return std::atoll(name.c_str() + kLayers.size()) >= loaded_.config.num_hidden_layers &&
+               loaded_.config.num_nextn_predict_layers == 0;
+    }
+
+    [[nodiscard]] std::string summary() const {
+        constexpr size_t kShown = 12;
+        const auto shown = std::span(problems_).first(std::min(kShown, problems_.size()));
+        return fmt::format(
+            "the weights do not fit config.json ({} problem{}):\n  {}{}\nCheck that the files are complete and belong "
+            "together.",
+            problems_.size(), problems_.size() == 1 ? "" : "s", fmt::join(shown, "\n  "),
+            problems_.size() > kShown ? fmt::format("\n  and {} more", problems_.size() - kShown) : "");
+    }
+};
+
+bool has_mtp_tensors(const SafetensorsFolder& files, const ModelConfig& config) {
+    const std::string prefix = fmt::format("model.layers.{}.", config.num_hidden_layers);
+    const auto names = files.names();
+    return std::ranges::any_of(names, [&](const std::string& name) { return name.starts_with(prefix); });
+}
+
+// What a save writes for one name.
+struct SavedTensor {
+    TensorSpec spec;
+    Tensor tensor;
+};
+
+TensorSpec spec_of(const std::string& name, const Tensor& tensor) {
+    return {name, tensor.dtype, {tensor.shape.begin(), tensor.shape.begin() + tensor.rank}};
+}
+
+std::vector<SavedTensor> tensors_to_save(DeepSeek& model) {
+    std::vector<SavedTensor> result;
+    const auto add = [&](const std::string& name, const Weight& weight) {
+        result.push_back({spec_of(name, weight.codes), weight.codes});
+        if (weight.scheme != Scheme::kFp8Block) return;
+        const std::string scale_name = name + std::string(kScaleSuffix);
+        result.push_back({spec_of(scale_name, weight.scales), weight.scales});
+    };
+    std::vector<std::pair<std::string, Weight>> shared;
+    model.visit([&](const std::string& name, Param& param) {
+        add(name, param.weight);
+        for (const DeepSeek::Alias& alias : model.aliases()) {
+            if (alias.of == name) shared.emplace_back(alias.name, param.weight);
+        }
+    });
+    for (const auto& [name, weight] : shared) add(name, weight);
+    return result;
+}
+
+}  // namespace
+
+LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options) {
+    LoadedModel loaded;
+    loaded.config = ModelConfig::load(directory);
+    loaded.files = std::make_unique<SafetensorsFolder>(directory);
+    if (!options.with_mtp || !has_mtp_tensors(*loaded.files, loaded.config)) loaded.config.num_nextn_predict_layers = 0;
+    loaded.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
+    loaded.model = std::make_unique<DeepSeek>(loaded.config);
+    try {
+        Loader(loaded, ops, options).run();
+    } catch (const Error& error) {
+        throw error.within(directory.string());
+    }
+    return loaded;
+}
+
+void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops,
+                const std::filesystem::path& copy_tokenizer_from, int64_t max_shard_bytes) {
+    const std::vector<SavedTensor> tensors = tensors_to_save(model);
+    std::vector<TensorSpec> specs;
+    std::unordered_map<std::string, Tensor> by_name;
+    for (const SavedTensor& saved : tensors) {
+        specs.push_back(saved.spec);
+        by_name.emplace(saved.spec.name, saved.tensor);
+    }
+    ShardedWriter writer(directory, specs, {{"format", "pt"}}, max_shard_bytes);
+    for (const TensorSpec& spec : writer.order()) {
+        const Tensor& tensor = by_name.at(spec.name);
+        Buffer host = Buffer::host(tensor.bytes());
+        ops.read_back(host.data(), tensor);
+        Tensor staged = tensor;
+        staged.data = host.data();
+        writer.write(staged);
+    }
+    writer.commit();
+    write_text_atomically(directory / "config.json", model.config().to_json());
+    if (copy_tokenizer_from.empty()) return;
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tiktoken.model", "generation_config.json"}) {
+        if (std::filesystem::exists(copy_tokenizer_from / name))
+            write_text_atomically(directory / name, read_text(copy_tokenizer_from / name));
+    }
+}
+
+}  // namespace fathom

@@ -1,0 +1,38 @@
+// A Hugging Face checkpoint folder <-> a model.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/safetensors.h"
+#include "model/deepseek.h"
+
+namespace fathom {
+
+struct LoadOptions {
+    std::optional<DType> dtype;  // kF32 or kBF16: convert every matrix and norm; absent: as stored, without a copy
+    bool with_mtp = false;       // also load the multi-token prediction modules, when the files have them
+    bool check_nan = true;
+};
+
+// Owns everything that the model's parameters point to.
+struct LoadedModel {
+    ModelConfig config;
+    std::unique_ptr<SafetensorsFolder> files;
+    std::unique_ptr<Arena> weights;  // what had to be converted
+    std::unique_ptr<DeepSeek> model;
+};
+
+// Reads config.json and the weights of `directory` (bf16, f16, f32, or FP8 e4m3 with weight_scale_inv). Throws Error{kInput}
+// with one list of all missing, unexpected and misshapen tensors, or naming a tensor that holds NaN.
+[[nodiscard]] LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options);
+
+// Writes config.json and the weights with the types they have in memory, in shards of at most 5 GB; complete or not at all.
+// `extra_files` (tokenizer.json, ...) are copied from the folder they name, when they exist.
+void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops,
+                const std::filesystem::path& copy_tokenizer_from = {}, int64_t max_shard_bytes = kMaxShardBytes);
+
+}  // namespace fathom
