@@ -78,6 +78,10 @@ struct Values {
     explicit Values(int64_t a, int64_t b = 1, int64_t c = 1, int64_t d = 1)
         : shape{a, b, c, d},
           data(static_cast<size_t>(a * b * c * d)) {}
+    // Zeros.
+    explicit Values(const std::array<int64_t, 4>& dims)
+        : shape(dims),
+          data(static_cast<size_t>(dims[0] * dims[1] * dims[2] * dims[3])) {}
     // Reads a tensor of any dtype and strides.
     explicit Values(const Tensor& x) : shape(shape_of(x)) {
         data.reserve(static_cast<size_t>(x.size()));
