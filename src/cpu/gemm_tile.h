@@ -1,0 +1,254 @@
+// One tile of C (+)= A B, for any vector type V (gemm_avx2.cpp, gemm_avx512.cpp). After BLIS (Van Zee and van de Geijn 2015):
+//   for each block of <= 256 k:  pack B into panels [k][2 vectors] of f32
+//     for each block of rows:    pack A into slivers [k][R], R <= V::kRows
+//       for each panel, sliver:  the kernel keeps R x 2 vectors of C in registers and runs over k
+// A block of k after the first starts from the sums in C. Conversions from bf16, f16 and fp8 happen while packing, once per
+// element and tile. 2 FLOP per (row, column, k); 4 (m k + k n + 2 m n k/256) bytes from L2.
+// Everything has internal linkage: each file that includes this is compiled for another instruction set, and the linker must
+// not take one's code for the other's.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "cpu/gemm.h"
+
+namespace fathom {
+namespace {
+
+// ---- kernel --------------------------------------------------------------------------------------------------------------
+
+// c[0:R, 0:2 lanes] (+)= sum_k a[k][0:R] b[k][0:2 lanes].
+template <class V, int R>
+void kernel(int64_t k, const float* a, const float* b, float* c, int64_t c_row, bool from_zero) {
+    typename V::Float left[R], right[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        left[r] = from_zero ? V::zero() : V::load(c + r * c_row);
+        right[r] = from_zero ? V::zero() : V::load(c + r * c_row + V::kLanes);
+    }
+    for (; k > 0; --k, a += R, b += 2 * V::kLanes) {
+        const auto b0 = V::load(b), b1 = V::load(b + V::kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const auto x = V::broadcast(a[r]);
+            left[r] = V::fma(x, b0, left[r]);
+            right[r] = V::fma(x, b1, right[r]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        V::store(c + r * c_row, left[r]);
+        V::store(c + r * c_row + V::kLanes, right[r]);
+    }
+}
+
+template <class V>
+using Kernel = void (*)(int64_t, const float*, const float*, float*, int64_t, bool);
+
+// kernels[R - 1] handles R rows.
+template <class V, int... I>
+constexpr std::array<Kernel<V>, sizeof...(I)> make_kernels(std::integer_sequence<int, I...>) {
+    return {&kernel<V, I + 1>...};
+}
+template <class V>
+constexpr auto kKernels = make_kernels<V>(std::make_integer_sequence<int, V::kRows>{});
+
+// A panel whose last columns do not exist in C: compute in a full tile on the side, copy the columns that do.
+template <class V>
+void edge_kernel(int rows, int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool from_zero) {
+    constexpr int64_t kWidth = 2 * V::kLanes;
+    alignas(64) float side[V::kRows * kWidth] = {};
+    const auto bytes = sizeof(float) * static_cast<size_t>(columns);
+    for (int r = 0; r < rows && !from_zero; ++r) std::memcpy(side + r * kWidth, c + r * c_row, bytes);
+    kKernels<V>[static_cast<size_t>(rows - 1)](k, a, b, side, kWidth, from_zero);
+    for (int r = 0; r < rows; ++r) std::memcpy(c + r * c_row, side + r * kWidth, bytes);
+}
+
+// ---- packing A -----------------------------------------------------------------------------------------------------------
+
+// to[l][0:rows] = a[r a_row + l a_k]. Writes up to GemmBlocking::kSlack floats beyond the end.
+template <class V>
+void pack_sliver(float* to, const float* a, int64_t a_row, int64_t a_k, int rows, int64_t k) {
+    if (a_row == 1) {
+        for (int64_t l = 0; l < k; ++l) V::store(to + l * rows, V::load_first(a + l * a_k, rows));
+        return;
+    }
+    if (a_k != 1) {
+        for (int64_t l = 0; l < k; ++l)
+            for (int r = 0; r < rows; ++r) to[l * rows + r] = a[r * a_row + l * a_k];
+        return;
+    }
+    typename V::Float square[V::kLanes];
+    for (int64_t l = 0; l < k; l += V::kLanes) {
+        const int count = static_cast<int>(std::min<int64_t>(V::kLanes, k - l));
+#pragma GCC unroll 16
+        for (int r = 0; r < V::kLanes; ++r) square[r] = r >= rows ? V::zero() : V::load_first(a + r * a_row + l, count);
+        V::transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i)
+            if (i < count) V::store(to + (l + i) * rows, square[i]);
+    }
+}
+
+// ---- packing B -----------------------------------------------------------------------------------------------------------
+
+// The stored matrix with its element type known.
+template <class T>
+struct Stored {
+    const T* data;
+    const GemmMatrix& matrix;
+
+    explicit Stored(const GemmMatrix& m) : data(static_cast<const T*>(m.data)), matrix(m) {}
+    const T* at(int64_t row, int64_t column) const { return data + row * matrix.stride + column; }
+    bool scaled() const { return std::is_same_v<T, Float8E4M3> && matrix.scales != nullptr; }
+    float scale(int64_t row, int64_t column) const {
+        return matrix.scales[(row + matrix.row0) / kFp8Block * matrix.scales_stride + column / kFp8Block];
+    }
+};
+
+// Lanes of stored row `row` from `column`, as f32; `count` of them exist. The columns lie in one block of scales.
+template <class V, class T>
+typename V::Float load_scaled(const Stored<T>& b, int64_t row, int64_t column, int count) {
+    const T* const from = b.at(row, column);
+    const auto codes = count >= V::kLanes ? V::load(from) : V::load_first(from, count);
+    return b.scaled() ? V::multiply(codes, V::broadcast(b.scale(row, column))) : codes;
+}
+
+// Stored [k, n]: rows become rows.
+template <class V, class T>
+void pack_panel(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
+    const int64_t width = 2 * V::kLanes;
+    for (int64_t l = 0; l < k; ++l, panel += width) {
+        const auto left = static_cast<int>(std::min<int64_t>(n, V::kLanes));
+        const auto right = static_cast<int>(std::max<int64_t>(n - V::kLanes, 0));
+        V::store(panel, load_scaled<V>(b, k0 + l, n0, left));
+        V::store(panel + V::kLanes, right > 0 ? load_scaled<V>(b, k0 + l, n0 + V::kLanes, right) : V::zero());
+    }
+}
+
+// Stored [n, k]: squares of lanes x lanes are transposed in registers. Rows that do not exist repeat the last one: their
+// columns of C are never written.
+template <class V, class T>
+void pack_half_transposed(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
+    const int64_t width = 2 * V::kLanes;
+    typename V::Float square[V::kLanes];
+    for (int64_t l = 0; l < k; l += V::kLanes) {
+        const int count = static_cast<int>(std::min<int64_t>(V::kLanes, k - l));
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i) square[i] = load_scaled<V>(b, n0 + std::min<int64_t>(i, n - 1), k0 + l, count);
+        V::transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i)
+            if (i < count) V::store(panel + (l + i) * width, square[i]);
+    }
+}
+
+// bf16: transposes pairs (k, k + 1) as one 32-bit unit, half the shuffles; a bf16 is the upper half of a float.
+template <class V>
+void pack_half_transposed(float* panel, const Stored<BFloat16>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
+    const int64_t width = 2 * V::kLanes;
+    typename V::Float square[V::kLanes];
+    for (int64_t l = 0; l < k; l += 2 * V::kLanes) {
+        const int count = static_cast<int>(std::min<int64_t>(2 * V::kLanes, k - l));
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i) {
+            const BFloat16* const from = b.at(n0 + std::min<int64_t>(i, n - 1), k0 + l);
+            square[i] = count == 2 * V::kLanes ? V::load_pairs(from) : V::load_first_pairs(from, count);
+        }
+        V::transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < V::kLanes; ++i) {
+            if (2 * i < count) V::store(panel + (l + 2 * i) * width, V::even_of_pairs(square[i]));
+            if (2 * i + 1 < count) V::store(panel + (l + 2 * i + 1) * width, V::odd_of_pairs(square[i]));
+        }
+    }
+}
+
+// Packs B[k0 : k0 + k, n0 : n1] into panels [k][2 lanes].
+template <class V, class T>
+void pack_b(float* to, const GemmMatrix& matrix, int64_t k0, int64_t k, int64_t n0, int64_t n1) {
+    const int64_t width = 2 * V::kLanes;
+    const Stored<T> b(matrix);
+    for (; n0 < n1; n0 += width, to += k * width) {
+        const int64_t n = std::min(width, n1 - n0);
+        if (!matrix.transposed) {
+            pack_panel<V>(to, b, k0, k, n0, n);
+            continue;
+        }
+        pack_half_transposed<V>(to, b, k0, k, n0, std::min<int64_t>(n, V::kLanes));
+        if (n > V::kLanes) pack_half_transposed<V>(to + V::kLanes, b, k0, k, n0 + V::kLanes, n - V::kLanes);
+    }
+}
+
+template <class V>
+void pack_b(float* to, const GemmMatrix& matrix, int64_t k0, int64_t k, int64_t n0, int64_t n1) {
+    switch (matrix.dtype) {
+        case DType::kBF16:
+            return pack_b<V, BFloat16>(to, matrix, k0, k, n0, n1);
+        case DType::kF16:
+            return pack_b<V, Float16>(to, matrix, k0, k, n0, n1);
+        case DType::kF8E4M3:
+            return pack_b<V, Float8E4M3>(to, matrix, k0, k, n0, n1);
+        default:
+            return pack_b<V, float>(to, matrix, k0, k, n0, n1);
+    }
+}
+
+// ---- tile ----------------------------------------------------------------------------------------------------------------
+
+// Rows [m0, m1) in as few slivers as V::kRows allows, of sizes that differ by at most one: no sliver is left with one row.
+struct Slivers {
+    int64_t begin, end, count;
+
+    Slivers(int64_t m0, int64_t m1, int64_t rows) : begin(m0), end(m1), count((m1 - m0 + rows - 1) / rows) {}
+    int64_t at(int64_t i) const { return begin + (end - begin) * i / count; }
+};
+
+// One block of k against one block of rows, both packed.
+template <class V>
+void multiply_block(const GemmTile& tile, const Slivers& slivers, int64_t k, const float* a, const float* b, bool from_zero) {
+    const int64_t width = 2 * V::kLanes;
+    const GemmProduct& p = *tile.product;
+    for (int64_t n = tile.n0; n < tile.n1; n += width, b += k * width) {
+        const float* sliver = a;
+        for (int64_t i = 0; i < slivers.count; ++i) {
+            const int64_t m = slivers.at(i);
+            const auto rows = static_cast<int>(slivers.at(i + 1) - m);
+            float* const c = p.c + m * p.c_row + n;
+            if (tile.n1 - n >= width)
+                kKernels<V>[static_cast<size_t>(rows - 1)](k, sliver, b, c, p.c_row, from_zero);
+            else
+                edge_kernel<V>(rows, k, sliver, b, c, p.c_row, static_cast<int>(tile.n1 - n), from_zero);
+            sliver += rows * k;
+        }
+    }
+}
+
+template <class V>
+void multiply_tile(const GemmTile& tile, float* scratch) {
+    const GemmProduct& p = *tile.product;
+    float* const a = scratch;
+    float* const b = scratch + GemmBlocking::kMaxM * GemmBlocking::kMaxK + GemmBlocking::kSlack;
+    const int64_t block_m = GemmBlocking::kMaxM / V::kRows * V::kRows;
+    for (int64_t k0 = 0; k0 == 0 || k0 < p.k; k0 += GemmBlocking::kMaxK) {
+        const int64_t k = std::min(GemmBlocking::kMaxK, p.k - k0);
+        pack_b<V>(b, p.b, k0, k, tile.n0, tile.n1);
+        for (int64_t m0 = tile.m0; m0 < tile.m1; m0 += block_m) {
+            const Slivers slivers(m0, std::min(m0 + block_m, tile.m1), V::kRows);
+            float* sliver = a;
+            for (int64_t i = 0; i < slivers.count; ++i) {
+                const int64_t m = slivers.at(i);
+                const auto rows = static_cast<int>(slivers.at(i + 1) - m);
+                pack_sliver<V>(sliver, p.a + m * p.a_row + k0 * p.a_k, p.a_row, p.a_k, rows, k);
+                sliver += rows * k;
+            }
+            multiply_block<V>(tile, slivers, k, a, b, k0 == 0 && !p.accumulate);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace fathom
