@@ -1,0 +1,69 @@
+// AdamW (Loshchilov and Hutter 2019) and the gradient norm. AdamW moves 28 bytes per f32 parameter (read grad, m, v, master;
+// write m, v, master) and 2 more for a bf16 copy: bound by memory.
+#include <cmath>
+#include <vector>
+
+#include "cpu/convert.h"
+#include "cpu/cpu_ops.h"
+#include "cpu/rows.h"
+#include "ops/shape_check.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kElementsPerPartial = 4096;  // the norm is summed in blocks of this many, then over blocks in order
+
+}  // namespace
+
+void CpuOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
+                   const AdamWStep& step) {
+    const int64_t n = master.size();
+    for (const Tensor* t : {&master, &m, &v, &grad})
+        check(t->dtype == DType::kF32 && t->contiguous() && t->size() == n,
+              "adamw: master, m, v and grad must be f32, contiguous and of one shape");
+    check(param.contiguous() && param.size() == n && step.step >= 1,
+          "adamw: param must have the master's shape, step counts from 1");
+    const auto t = static_cast<double>(step.step);
+    const AdamWFactors factors{.beta1 = static_cast<float>(step.beta1),
+                               .one_minus_beta1 = static_cast<float>(1 - step.beta1),
+                               .beta2 = static_cast<float>(step.beta2),
+                               .one_minus_beta2 = static_cast<float>(1 - step.beta2),
+                               .grad_scale = static_cast<float>(step.grad_scale),
+                               .decay = static_cast<float>(1 - step.learning_rate * step.weight_decay),
+                               .step_size = static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, t))),
+                               .second_unbias = static_cast<float>(1 / (1 - std::pow(step.beta2, t))),
+                               .epsilon = static_cast<float>(step.epsilon)};
+    pool_.parallel_for(n, kElementsPerTask, [&](int64_t begin, int64_t end, int) {
+        constexpr int64_t kChunk = 2048;  // the new master is still in L1 when it is rounded to the parameter's dtype
+        for (int64_t i = begin; i < end; i += kChunk) {
+            const int64_t count = std::min(kChunk, end - i);
+            kernels_.adamw(master.as<float>() + i, m.as<float>() + i, v.as<float>() + i, grad.as<float>() + i, factors, count);
+            if (param.data != master.data)
+                convert_row(kernels_, param.as<std::byte>() + i * size_of(param.dtype), param.dtype, 1, master.as<float>() + i,
+                            DType::kF32, 1, count);
+        }
+    });
+}
+
+void CpuOps::square_norm(const Tensor& sum, const Tensor& x) {
+    check_tensor("square_norm", "sum", sum, DType::kF64, {1});
+    check(x.contiguous(), "square_norm: x must be contiguous");
+    const int64_t n = x.size(), blocks = (n + kElementsPerPartial - 1) / kElementsPerPartial;
+    auto* partial = scratch_.shared<double>(blocks);
+    pool_.parallel_for(blocks, kElementsPerTask / kElementsPerPartial, [&](int64_t begin, int64_t end, int thread) {
+        float* space = scratch_.of_thread<float>(thread, kElementsPerPartial);
+        for (int64_t block = begin; block < end; ++block) {
+            const int64_t first = block * kElementsPerPartial, count = std::min(kElementsPerPartial, n - first);
+            const float* chunk = x.as<float>() + first;
+            if (x.dtype != DType::kF32) {
+                convert_row(kernels_, space, DType::kF32, 1, x.as<std::byte>() + first * size_of(x.dtype), x.dtype, 1, count);
+                chunk = space;
+            }
+            partial[block] = kernels_.square_sum(chunk, count);
+        }
+    });
+    for (int64_t block = 0; block < blocks; ++block) sum.as<double>()[0] += partial[block];
+}
+
+}  // namespace fathom
