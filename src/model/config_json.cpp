@@ -270,11 +270,14 @@ private:
         for (const NumberKey& key : kNumberKeys)
             if (applies(key.use, now_) && differs(key.member)) set(key.name, now_.*key.member);
         for (const FlagKey& key : kFlagKeys)
-            if (applies(key.use, now_) && differs(key.member) && !implied(key)) set(key.name, now_.*key.member);
+            if (applies(key.use, now_) && (retyped() || differs(key.member)) && !implied(key)) set(key.name, now_.*key.member);
         if (now_.n_routed_experts == 0) return;
-        if (differs(&ModelConfig::scoring_func)) set("scoring_func", name_of(now_.scoring_func));
-        if (differs(&ModelConfig::topk_method)) set("topk_method", name_of(now_.topk_method));
+        if (retyped() || differs(&ModelConfig::scoring_func)) set("scoring_func", name_of(now_.scoring_func));
+        if (retyped() || differs(&ModelConfig::topk_method)) set("topk_method", name_of(now_.topk_method));
     }
+
+    // With another model_type, absent keys would mean something else.
+    [[nodiscard]] bool retyped() const { return differs(&ModelConfig::model_type); }
 
     // Releases leave rope_interleave to the model type.
     [[nodiscard]] bool implied(const FlagKey& key) const {
@@ -286,6 +289,8 @@ private:
         const bool theta = differs(&ModelConfig::rope_theta), scaling = differs(&ModelConfig::rope_scaling);
         if (!theta && !scaling) return;
         changed_ = true;
+        if (!object_.contains("max_position_embeddings"))  // an absent one would follow the new scaling
+            set("max_position_embeddings", now_.max_position_embeddings);
         const bool parameters = object_.contains("rope_parameters") && object_["rope_parameters"].is_object();
         if (parameters) {
             Json& target = object_["rope_parameters"];

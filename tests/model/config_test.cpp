@@ -248,6 +248,19 @@ TEST(ModelConfig, AbsentMeansWhatTheFamilySays) {
     EXPECT_EQ(c.max_position_embeddings, 163840) << "40 x 4096";
 }
 
+TEST(ModelConfig, ADerivedDefaultIsWrittenWhenWhatItFollowsChanges) {
+    Json json = Json::parse(released_text("deepseek-v3"));
+    for (const char* key : {"max_position_embeddings", "scoring_func", "topk_method", "norm_topk_prob"}) json.erase(key);
+    ModelConfig c = ModelConfig::parse(json.dump());
+    c.model_type = "deepseek_v2";
+    c.rope_scaling.reset();
+    const ModelConfig read = ModelConfig::parse(c.to_json());
+    EXPECT_EQ(read.max_position_embeddings, 163840);
+    EXPECT_EQ(read.scoring_func, ScoringFunc::kSigmoid);
+    EXPECT_EQ(read.topk_method, TopkMethod::kNoauxTc);
+    EXPECT_TRUE(read.norm_topk_prob);
+}
+
 TEST(ModelConfig, UnknownModelTypesAreToldWhatIsSupported) {
     const auto with_type = [](const char* type) { return complaint([type](Json& j) { j["model_type"] = type; }); };
     EXPECT_NE(with_type("llama").find("\"llama\" is not known; supported are deepseek (V1), deepseek_v2"), std::string::npos);
