@@ -6,7 +6,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 [[ $# -ge 1 ]] || { echo "usage: $0 BINARY [--full]" >&2 && exit 2; }
 
 readonly kVenv=build/python-venv
-readonly kPackages=(numpy==1.26.4 safetensors==0.4.5 tokenizers==0.20.3)
+readonly kPackages=(numpy==2.4.6 safetensors==0.8.0 tokenizers==0.23.3)
 if [[ ! -f $kVenv/ready ]]; then
     python3 -m venv "$kVenv"
     "$kVenv/bin/pip" install --quiet "${kPackages[@]}"

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <new>
 #include <nlohmann/json.hpp>
@@ -24,6 +25,7 @@ struct Verb {
 
 // In the order of --help.
 constexpr Verb kVerbs[] = {
+    {"Look", add_plot},
     {"Look", add_completion},
 };
 
@@ -131,6 +133,8 @@ int run(int argc, char** argv) {
         return report(globals, exit_code(error.kind()), error.what());
     } catch (const LogicError& error) {
         return report(globals, 1, fmt::format("{}; this is a bug in fathom, please report it", error.what()));
+    } catch (const std::filesystem::filesystem_error& error) {
+        return report(globals, 1, error.what());
     } catch (const std::bad_alloc&) {
         return report(globals, 1, "out of memory: use a smaller batch, context or model (fathom plan shows what one needs)");
     } catch (const std::exception& error) {
