@@ -1,0 +1,133 @@
+#include "infer/sampler.h"
+
+#include <fmt/format.h>
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "base/rng.h"
+
+namespace fathom {
+namespace {
+
+struct Candidate {
+    float logit = 0;
+    int32_t id = 0;
+};
+
+bool better(const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
+
+// log sum exp of all logits; also where NaN shows.
+double log_normalizer(std::span<const float> logits) {
+    float most = -std::numeric_limits<float>::infinity();
+    bool nan = false;
+    for (const float logit : logits) {
+        most = std::max(most, logit);
+        nan |= logit != logit;
+    }
+    if (nan || !std::isfinite(most)) {
+        throw Error(ErrorKind::kInput,
+                    "the model computed NaN or infinite logits: its weights are damaged, or overflow this arithmetic");
+    }
+    double sum = 0;
+    for (const float logit : logits) sum += static_cast<double>(std::exp(logit - most));
+    return static_cast<double>(most) + std::log(sum);
+}
+
+void penalize(std::span<Candidate> candidates, const SamplingParams& params, const SampleHistory& history) {
+    const auto valid = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < candidates.size(); };
+    for (const auto& [id, bias] : params.logit_bias) {
+        if (valid(id)) candidates[static_cast<size_t>(id)].logit += bias;
+    }
+    if (params.repetition_penalty == 1 && params.frequency_penalty == 0 && params.presence_penalty == 0) return;
+    std::unordered_map<int32_t, int64_t> answered;  // how often in the answer; 0: only in the prompt
+    for (size_t i = 0; i < history.tokens.size(); ++i) {
+        answered[history.tokens[i]] += static_cast<int64_t>(i) >= history.prompt_length ? 1 : 0;
+    }
+    for (const auto& [id, count] : answered) {
+        if (!valid(id)) continue;
+        double logit = static_cast<double>(candidates[static_cast<size_t>(id)].logit);
+        logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+        logit -= params.frequency_penalty * static_cast<double>(count) + (count > 0 ? params.presence_penalty : 0);
+        candidates[static_cast<size_t>(id)].logit = static_cast<float>(logit);
+    }
+}
+
+void keep_top_k(std::vector<Candidate>& candidates, int64_t k) {
+    if (k <= 0 || static_cast<size_t>(k) >= candidates.size()) return;
+    std::nth_element(candidates.begin(), candidates.begin() + k, candidates.end(), better);
+    candidates.resize(static_cast<size_t>(k));
+}
+
+// Sorts no more of the candidates than the answer needs: a few hundred of 129 280 as a rule.
+void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
+    if (top_p >= 1) return;
+    const auto weight = [&](const Candidate& c) { return std::exp(static_cast<double>(c.logit)); };
+    double total = 0, sum = 0;
+    for (const Candidate& c : candidates) total += weight(c);
+    constexpr size_t kFirst = 256;
+    for (size_t begin = 0, end = kFirst; begin < candidates.size(); begin = end, end *= 2) {
+        end = std::min(end, candidates.size());
+        const auto at = [&](size_t i) { return candidates.begin() + static_cast<ptrdiff_t>(i); };
+        std::partial_sort(at(begin), at(end), candidates.end(), better);
+        for (size_t i = begin; i < end; ++i) {
+            sum += weight(candidates[i]);
+            if (sum < top_p * total) continue;
+            candidates.resize(i + 1);
+            return;
+        }
+    }
+}
+
+}  // namespace
+
+void SamplingParams::validate() const {
+    const auto require = [](bool valid, const char* name, double value, const char* range) {
+        if (!valid) throw Error(ErrorKind::kUsage, fmt::format("{} is {}: it must be {}", name, value, range));
+    };
+    require(temperature >= 0 && temperature <= 100, "temperature", temperature, "between 0 and 100");
+    require(top_p > 0 && top_p <= 1, "top_p", top_p, "above 0 and at most 1");
+    require(top_k >= 0, "top_k", static_cast<double>(top_k), "0 (all) or more");
+    require(min_p >= 0 && min_p <= 1, "min_p", min_p, "between 0 and 1");
+    require(repetition_penalty > 0 && repetition_penalty <= 100, "repetition_penalty", repetition_penalty,
+            "above 0, at most 100");
+    require(std::abs(frequency_penalty) <= 100, "frequency_penalty", frequency_penalty, "between -100 and 100");
+    require(std::abs(presence_penalty) <= 100, "presence_penalty", presence_penalty, "between -100 and 100");
+}
+
+Sample sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history, uint64_t stream,
+              uint64_t step, int64_t vocab_limit) {
+    const double normalizer = log_normalizer(logits);
+    const auto chosen = [&](int32_t id) {
+        return Sample{id, static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - normalizer)};
+    };
+    const auto count = std::min(logits.size(), static_cast<size_t>(vocab_limit));
+    std::vector<Candidate> candidates(count);
+    for (size_t i = 0; i < count; ++i) candidates[i] = {logits[i], static_cast<int32_t>(i)};
+    penalize(candidates, params, history);
+    const Candidate best = *std::min_element(candidates.begin(), candidates.end(), better);
+    if (params.temperature == 0) return chosen(best.id);
+
+    for (Candidate& c : candidates) {  // the best is 0 from here on
+        c.logit = static_cast<float>(static_cast<double>(c.logit - best.logit) / params.temperature);
+    }
+    if (params.min_p > 0) {
+        const auto least = static_cast<float>(std::log(params.min_p));
+        std::erase_if(candidates, [&](const Candidate& c) { return c.logit < least; });
+    }
+    keep_top_k(candidates, params.top_k);
+    keep_top_p(candidates, params.top_p);
+
+    double total = 0;
+    for (const Candidate& c : candidates) total += std::exp(static_cast<double>(c.logit));
+    double left = Philox{params.seed, stream}.uniform(step) * total;
+    for (const Candidate& c : candidates) {
+        left -= std::exp(static_cast<double>(c.logit));
+        if (left < 0) return chosen(c.id);
+    }
+    return chosen(best.id);  // rounding left a crumb behind the last candidate
+}
+
+}  // namespace fathom
