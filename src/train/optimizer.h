@@ -1,0 +1,48 @@
+// AdamW over a model's parameters: f32 masters and moments, gradients accumulated in f32.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/deepseek.h"
+
+namespace fathom {
+
+// Owns the memory of parameters, masters, moments and gradients of one model in training, in the visitor's order.
+class Optimizer {
+public:
+    struct State {
+        std::string name;
+        Param* param = nullptr;
+        Tensor master;  // f32; the parameter itself when that is f32
+        Tensor m, v;    // f32; absent for what is not trained
+    };
+
+    // Gives every parameter writable memory in `dtype` (f32 or bf16; router biases f32) and a zeroed gradient. What a parameter
+    // pointed to before, e.g. a checkpoint's map, is copied; without it the values are for initialize() or a restore to write.
+    Optimizer(DeepSeek& model, Ops& ops, DType dtype);
+
+    // Matrices from a normal distribution of standard deviation `std`, norms 1, biases 0: a function of the seed and the
+    // parameter's place in the visitor's order alone.
+    void initialize(uint64_t seed, double std);
+
+    void zero_gradients();
+    // sqrt(sum of squares) of all gradients.
+    [[nodiscard]] double gradient_norm();
+    // One step with `rule` for matrices, and without weight decay for norms and biases.
+    void step(const AdamWStep& rule);
+
+    [[nodiscard]] std::vector<State>& states() { return states_; }
+    // After masters were written from outside: parameters = masters in their own type.
+    void masters_to_params();
+    [[nodiscard]] int64_t bytes() const { return arena_.used(); }
+
+private:
+    Ops& ops_;
+    Arena arena_;
+    std::vector<State> states_;
+    Tensor square_sum_;  // [1] f64
+};
+
+}  // namespace fathom

@@ -1,0 +1,63 @@
+// One optimizer step of pre-training: forward, losses, backward, clipping, AdamW, router bias.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "io/packed_loader.h"
+#include "train/config.h"
+#include "train/metrics.h"
+#include "train/optimizer.h"
+
+namespace fathom {
+
+// Everything that a resumed run must continue from, besides masters, moments and router biases.
+struct TrainerState {
+    int64_t step = 0;    // optimizer steps done
+    int64_t tokens = 0;  // consumed
+    PackedLoader::State loader;
+};
+
+class Trainer {
+public:
+    // Trains `model` in place; `deterministic`: the arithmetic of docs/decisions/001, point 5.
+    Trainer(const TrainConfig& config, DeepSeek& model, Ops& ops, PackedLoader loader, bool deterministic);
+
+    // Consumes gradient_accumulation batches and makes one update.
+    StepMetrics step();
+    // Mean loss over `loader`'s batches, at most `limit` (0 = all), without touching the training state.
+    [[nodiscard]] double evaluate(PackedLoader loader, int64_t limit);
+
+    [[nodiscard]] Optimizer& optimizer() { return optimizer_; }
+    [[nodiscard]] TrainerState state() const { return {step_, tokens_, loader_.state()}; }
+    void restore(const TrainerState& state);
+
+private:
+    struct Losses {
+        double sum = 0;  // of -log p over `count` targets
+        int64_t count = 0;
+        double mtp = 0;  // mean over modules of their mean losses
+    };
+
+    const TrainConfig& config_;
+    DeepSeek& model_;
+    Ops& ops_;
+    Optimizer optimizer_;
+    PackedLoader loader_;
+    bool deterministic_;
+    Arena scratch_, saved_, statistics_;
+    std::vector<std::pair<int64_t, Moe*>> moe_layers_;
+    int64_t step_ = 0, tokens_ = 0;
+
+    [[nodiscard]] Context context() { return {ops_, scratch_, saved_, config_.training.dtype, deterministic_}; }
+    [[nodiscard]] Batch to_batch(Context& cx, const TokenBatch& tokens, bool keep) const;
+    [[nodiscard]] Losses accumulate(const TokenBatch& tokens, double mtp_lambda);
+    [[nodiscard]] double accumulate_mtp(Context& cx, const TokenBatch& tokens, const Tensor& dhidden, double lambda,
+                                        DeepSeek::Saved& saved);
+    [[nodiscard]] double sum_of(const Tensor& losses);
+    void balance(StepMetrics& metrics);
+};
+
+}  // namespace fathom
