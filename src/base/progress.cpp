@@ -26,6 +26,12 @@ std::string bar(double fraction) {
     return text;
 }
 
+// "4.56 M tokens", but "4.56 MB".
+std::string with_unit(double value, const std::string& unit) {
+    const bool joined = unit == "B" && std::abs(value) >= 1000;
+    return human_count(value) + (joined ? "" : " ") + unit;
+}
+
 }  // namespace
 
 std::string human_count(double value) {
@@ -89,7 +95,7 @@ void Progress::show(const std::string& note, bool last) {
         if (terminal_) line += " " + bar(fraction);
         line += fmt::format(" {:5.1f} %", 100 * fraction);
     }
-    line += fmt::format("  {} {}  {} {}/s", human_count(static_cast<double>(done_)), unit_, human_count(rate_), unit_);
+    line += fmt::format("  {}  {}/s", with_unit(static_cast<double>(done_), unit_), with_unit(rate_, unit_));
     if (last) {
         line += fmt::format("  took {}", human_duration(elapsed));
     } else if (total_ > 0 && rate_ > 0) {
