@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <tuple>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -175,7 +176,7 @@ SafetensorsView::SafetensorsView(std::span<const std::byte> bytes) {
         else
             entries.push_back(parse_entry(name, object));
     }
-    std::ranges::stable_sort(entries, {}, [](const Entry& e) { return std::pair(e.begin, e.end); });
+    std::ranges::sort(entries, {}, [](const Entry& e) { return std::tie(e.begin, e.end, e.name); });
     check_coverage(entries, data.size());
 
     tensors_.reserve(entries.size());
