@@ -12,6 +12,15 @@
 #include "base/rng.h"
 
 namespace fathom {
+namespace {
+
+// Fisher and Yates.
+template <class T>
+void shuffle(std::vector<T>& values, Rng& rng) {
+    for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[rng.below(i)]);
+}
+
+}  // namespace
 
 std::vector<int32_t> shifted_targets(const TokenBatch& batch, int64_t k) {
     check(k >= 1, "targets lie ahead");
@@ -32,65 +41,98 @@ PackedLoader::PackedLoader(TokenDataset dataset, const PackedLoaderOptions& opti
     begin_epoch(0);
 }
 
-// Fisher and Yates, with the epoch as the random stream.
 void PackedLoader::begin_epoch(int64_t epoch) {
     epoch_ = epoch;
-    position_ = place_ = offset_ = 0;
-    order_.resize(static_cast<size_t>(dataset_.documents()));
-    std::iota(order_.begin(), order_.end(), int64_t{0});
-    if (!options_.shuffle) return;
-    Rng rng(options_.seed, static_cast<uint64_t>(epoch));
-    for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[rng.below(i)]);
+    position_ = 0;
+    rows_.clear();
+    if (options_.shuffle)
+        plan_shuffled();
+    else
+        plan_in_order();
+}
+
+// Fills the last row, which has room for `room` more tokens, and opens new ones as needed.
+void PackedLoader::append_to_rows(Piece piece, int64_t& room) {
+    while (piece.length > 0) {
+        if (room == 0) {
+            rows_.emplace_back();
+            room = options_.sequence_length;
+        }
+        const int64_t length = std::min(room, piece.length);
+        rows_.back().push_back({piece.document, piece.offset, length});
+        piece.offset += length;
+        piece.length -= length;
+        room -= length;
+    }
+}
+
+void PackedLoader::plan_in_order() {
+    int64_t room = 0;
+    for (int64_t d = 0; d < dataset_.documents(); ++d) append_to_rows({d, 0, dataset_.length(d)}, room);
+}
+
+void PackedLoader::plan_shuffled() {
+    Rng rng(options_.seed, static_cast<uint64_t>(epoch_));
+    const int64_t full = options_.sequence_length;
+    std::vector<Piece> parts;  // pieces that do not fill a row
+    for (int64_t d = 0; d < dataset_.documents(); ++d) {
+        const int64_t length = dataset_.length(d);
+        int64_t offset = length > full ? static_cast<int64_t>(rng.below(static_cast<uint64_t>(full))) : 0;
+        if (offset > 0) parts.push_back({d, 0, offset});
+        for (; length - offset >= full; offset += full) rows_.push_back({{d, offset, full}});
+        if (offset < length) parts.push_back({d, offset, length - offset});
+    }
+    shuffle(parts, rng);
+    int64_t room = 0;
+    for (const Piece& part : parts) append_to_rows(part, room);
+    for (size_t i = 0; room > 0; i = (i + 1) % parts.size())
+        append_to_rows({parts[i].document, parts[i].offset, std::min(room, parts[i].length)}, room);
+    shuffle(rows_, rng);
 }
 
 std::optional<TokenBatch> PackedLoader::next() {
-    if (at_end()) return std::nullopt;
     TokenBatch batch;
     batch.cu_seqlens.push_back(0);
-    for (int64_t row = 0; row < options_.rows_per_batch && !at_end(); ++row) {
-        const int64_t row_end = std::ssize(batch.tokens) + options_.sequence_length;
-        while (std::ssize(batch.tokens) < row_end && !at_end()) append_segment(batch, row_end - std::ssize(batch.tokens));
+    for (int64_t row = 0; row < options_.rows_per_batch; ++row) {
+        if (position_ == rows_per_epoch()) {
+            if (!options_.shuffle) break;
+            begin_epoch(epoch_ + 1);
+        }
+        for (const Piece& piece : rows_[static_cast<size_t>(position_)]) append_segment(batch, piece);
+        ++position_;
     }
-    return batch;
+    return batch.tokens.empty() ? std::nullopt : std::optional(std::move(batch));
 }
 
-// As much of the current document as there is room for.
-void PackedLoader::append_segment(TokenBatch& batch, int64_t room) {
-    const int64_t document = order_[static_cast<size_t>(place_)];
-    const int64_t left = dataset_.length(document) - offset_, count = std::min(left, room);
-    const size_t begin = batch.tokens.size(), end = begin + static_cast<size_t>(count);
+void PackedLoader::append_segment(TokenBatch& batch, const Piece& piece) const {
+    const size_t begin = batch.tokens.size(), end = begin + static_cast<size_t>(piece.length);
     batch.tokens.resize(end);
     batch.positions.resize(end);
     batch.targets.resize(end, kNoTarget);
-    dataset_.read(std::span(batch.tokens).subspan(begin), document, offset_);
+    dataset_.read(std::span(batch.tokens).subspan(begin), piece.document, piece.offset);
     std::iota(batch.positions.begin() + static_cast<std::ptrdiff_t>(begin), batch.positions.end(), 0);
-    const auto targets = static_cast<size_t>(std::min(count, left - 1));  // the document's last token has none
-    dataset_.read(std::span(batch.targets).subspan(begin, targets), document, offset_ + 1);
+    // The document's last token has no target.
+    const int64_t behind = dataset_.length(piece.document) - piece.offset - 1;
+    const auto targets = static_cast<size_t>(std::min(piece.length, behind));
+    dataset_.read(std::span(batch.targets).subspan(begin, targets), piece.document, piece.offset + 1);
     batch.cu_seqlens.push_back(static_cast<int32_t>(end));
-    position_ += count;
-    offset_ += count;
-    if (count < left) return;
-    offset_ = 0;
-    if (++place_ == dataset_.documents()) begin_epoch(epoch_ + 1);
 }
 
 void PackedLoader::restore(const State& state) {
-    const bool ended = !options_.shuffle && state == State{1, 0};
-    if (state.epoch < 0 || state.position < 0 || state.position >= dataset_.tokens() ||
-        (!options_.shuffle && state.epoch > 0 && !ended))
+    // Every epoch has as many rows.
+    if (state.epoch < 0 || (state.epoch > 0 && !options_.shuffle) || state.position < 0 || state.position > rows_per_epoch())
         throw Error{
             ErrorKind::kInput,
-            fmt::format("{}: no place of this data set: epoch {}, token {} of {}; resume with the data the run was begun with",
-                        dataset_.folder().string(), state.epoch, state.position, dataset_.tokens())};
-    begin_epoch(state.epoch);
-    position_ = offset_ = state.position;
-    for (; !ended && offset_ >= dataset_.length(order_[static_cast<size_t>(place_)]); ++place_)
-        offset_ -= dataset_.length(order_[static_cast<size_t>(place_)]);
+            fmt::format(
+                "{}: no place of this data set: epoch {}, row {} of {}; resume with the data and the sequence length the "
+                "run was begun with",
+                dataset_.folder().string(), state.epoch, state.position, rows_per_epoch())};
+    if (state.epoch != epoch_) begin_epoch(state.epoch);
+    position_ = state.position;
 }
 
 int64_t PackedLoader::batches_per_epoch() const {
-    const int64_t per_batch = options_.sequence_length * options_.rows_per_batch;
-    return (dataset_.tokens() + per_batch - 1) / per_batch;
+    return (rows_per_epoch() + options_.rows_per_batch - 1) / options_.rows_per_batch;
 }
 
 }  // namespace fathom

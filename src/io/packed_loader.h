@@ -31,26 +31,31 @@ struct PackedLoaderOptions {
     int64_t sequence_length = 0;
     int64_t rows_per_batch = 0;
     uint64_t seed = 0;
-    bool shuffle = true;  // true: for ever, documents in a new order every epoch; false: in file order, once
+    bool shuffle = true;  // true: for ever, in a new order every epoch; false: in file order, once
 };
 
-// The documents of an epoch, in the epoch's order, are one long stream that is cut into rows: no padding, nothing dropped.
-// A document that crosses the end of a row goes on in the next row as a new segment at position 0 (it cannot attend to its
-// beginning there). With shuffle, a row that an epoch leaves unfilled is filled from the next; without, the last row and the
-// last batch are shorter. The order is a function of (seed, epoch), so batches depend on options and data alone.
+// Cuts documents into pieces of at most sequence_length tokens and packs these into rows, without padding or loss. A piece is a
+// segment of its own: what continues a document starts at position 0 and cannot attend to its beginning.
+//
+// shuffle = false: the documents in order are one stream, cut every sequence_length tokens; the last row may be shorter.
+// shuffle = true: rows are shuffled, not only documents, so that a book does not fill one batch after the other.
+//   Documents longer than a row: a head of random length (the cuts fall elsewhere every epoch), then pieces that fill a row
+//   each. Heads, tails and short documents: shuffled into one stream, cut every sequence_length tokens; its last row is filled
+//   up from its beginning, so that every batch has rows_per_batch * sequence_length tokens.
+// The rows of an epoch are a function of (options, epoch), so batches depend on options and data alone.
 class PackedLoader {
 public:
     // Where the next batch begins. Saved with a checkpoint; restored, the following batches are the same to the byte.
     struct State {
         int64_t epoch = 0;
-        int64_t position = 0;  // tokens of this epoch already handed out
+        int64_t position = 0;  // rows of this epoch already handed out
 
         bool operator==(const State&) const = default;
     };
 
     PackedLoader(TokenDataset dataset, const PackedLoaderOptions& options);
 
-    // The next batch; nothing after the end, which only shuffle = false has.
+    // The next batch; nothing after the end, which only shuffle = false has. Its last batch may have fewer rows.
     [[nodiscard]] std::optional<TokenBatch> next();
 
     [[nodiscard]] State state() const { return {epoch_, position_}; }
@@ -59,20 +64,25 @@ public:
 
     [[nodiscard]] const TokenDataset& dataset() const { return dataset_; }
     [[nodiscard]] const PackedLoaderOptions& options() const { return options_; }
-    // Batches of one pass without shuffle; with it, batches that begin and end in one epoch, rounded up.
-    [[nodiscard]] int64_t batches_per_epoch() const;
+    [[nodiscard]] int64_t rows_per_epoch() const { return std::ssize(rows_); }
+    [[nodiscard]] int64_t batches_per_epoch() const;  // rounded up
 
 private:
+    struct Piece {
+        int64_t document, offset, length;
+    };
+    using Row = std::vector<Piece>;
+
     TokenDataset dataset_;
     PackedLoaderOptions options_;
-    std::vector<int64_t> order_;  // [documents]: of this epoch
+    std::vector<Row> rows_;  // of this epoch
     int64_t epoch_ = 0, position_ = 0;
-    int64_t place_ = 0;   // in order_: the document being read
-    int64_t offset_ = 0;  // tokens of it already handed out
 
     void begin_epoch(int64_t epoch);
-    [[nodiscard]] bool at_end() const { return !options_.shuffle && epoch_ > 0; }
-    void append_segment(TokenBatch& batch, int64_t room);
+    void append_to_rows(Piece piece, int64_t& room);
+    void plan_in_order();
+    void plan_shuffled();
+    void append_segment(TokenBatch& batch, const Piece& piece) const;
 };
 
 }  // namespace fathom

@@ -63,22 +63,23 @@ void expect_sound(const TokenBatch& batch, const std::vector<int64_t>& lengths, 
     ASSERT_GE(batch.cu_seqlens.size(), 2u);
     EXPECT_EQ(batch.cu_seqlens.front(), 0);
     EXPECT_EQ(batch.cu_seqlens.back(), static_cast<int32_t>(n));
-    const std::set<int32_t> begins(batch.cu_seqlens.begin(), batch.cu_seqlens.end());
-    EXPECT_EQ(begins.size(), batch.cu_seqlens.size()) << "segments are not empty";
-    int32_t position = 0;
-    for (size_t i = 0; i < n; ++i) {
-        const bool row_begins = static_cast<int64_t>(i) % sequence_length == 0;
-        const bool joined = i > 0 && !row_begins && batch.tokens[i] == batch.tokens[i - 1] + 1 && batch.tokens[i] % 1000 != 0;
-        EXPECT_EQ(begins.count(static_cast<int32_t>(i)), joined ? 0u : 1u) << "token " << i;
-        position = joined ? position + 1 : 0;
-        EXPECT_EQ(batch.positions[i], position);
-        const auto document = static_cast<size_t>(batch.tokens[i] / 1000);
-        const bool last = batch.tokens[i] % 1000 == lengths[document] - 1;
-        EXPECT_EQ(batch.targets[i], last ? kNoTarget : batch.tokens[i] + 1);
+    for (size_t s = 0; s + 1 < batch.cu_seqlens.size(); ++s) {
+        const int64_t begin = batch.cu_seqlens[s], end = batch.cu_seqlens[s + 1];
+        ASSERT_LT(begin, end);
+        EXPECT_EQ(begin / sequence_length, (end - 1) / sequence_length) << "a segment lies in one row";
+        for (int64_t t = begin; t < end; ++t) {
+            const auto i = static_cast<size_t>(t);
+            EXPECT_EQ(batch.positions[i], t - begin);
+            EXPECT_EQ(batch.tokens[i], batch.tokens[static_cast<size_t>(begin)] + (t - begin))
+                << "a segment is of one document";
+            const int64_t length = lengths[static_cast<size_t>(batch.tokens[i] / 1000)];
+            ASSERT_LT(batch.tokens[i] % 1000, length);
+            EXPECT_EQ(batch.targets[i], batch.tokens[i] % 1000 == length - 1 ? kNoTarget : batch.tokens[i] + 1);
+        }
     }
 }
 
-TEST_F(PackedLoaderTest, APageOfTheFormatReadsAsItShould) {
+TEST_F(PackedLoaderTest, ASmallExampleIsCutAndMaskedAsDocumented) {
     PackedLoader loader(dataset_of({3, 4, 1}), options(5, 1, false));
     const auto first = loader.next(), second = loader.next();
     ASSERT_TRUE(first && second);
@@ -114,27 +115,56 @@ TEST_F(PackedLoaderTest, WithoutShuffleTheWholeSetComesOnceInOrder) {
         }
 }
 
-TEST_F(PackedLoaderTest, ShuffledEveryEpochHoldsEveryTokenOnceAndBatchesAreFull) {
+// 124 tokens in rows of 8: 16 rows, and 4 tokens to fill the last one up.
+TEST_F(PackedLoaderTest, ShuffledEveryEpochHoldsEveryTokenAndBatchesAreFull) {
     PackedLoader loader(dataset_of(kLengths, 5), options(8, 3, true));
+    EXPECT_EQ(loader.rows_per_epoch(), 16);
+    EXPECT_EQ(loader.batches_per_epoch(), 6);
     Ids tokens;
-    while (tokens.size() < 5 * 124) {
+    while (tokens.size() < 6 * 128) {
         const auto batch = loader.next();
         ASSERT_TRUE(batch);
         ASSERT_EQ(batch->tokens.size(), 24u);
         expect_sound(*batch, kLengths, 8);
         tokens.insert(tokens.end(), batch->tokens.begin(), batch->tokens.end());
     }
-    std::set<Ids> orders;
-    for (int epoch = 0; epoch < 5; ++epoch) {
-        const Ids part(tokens.begin() + 124 * epoch, tokens.begin() + 124 * (epoch + 1));
+    std::set<Ids> epochs;
+    for (int epoch = 0; epoch < 6; ++epoch) {
+        const Ids part(tokens.begin() + 128 * epoch, tokens.begin() + 128 * (epoch + 1));
         EXPECT_EQ(std::set<int32_t>(part.begin(), part.end()).size(), 124u);
-        Ids order;
-        for (const int32_t token : part)
-            if (token % 1000 == 0) order.push_back(token / 1000);
-        EXPECT_EQ(order.size(), kLengths.size());
-        orders.insert(order);
+        epochs.insert(part);
     }
-    EXPECT_EQ(orders.size(), 5u) << "each epoch has an order of its own";
+    EXPECT_EQ(epochs.size(), 6u) << "each epoch has an order of its own";
+}
+
+TEST_F(PackedLoaderTest, LongDocumentsAreCutElsewhereEveryEpochAndTheirRowsAreSpread) {
+    const std::vector<int64_t> lengths{900, 900};
+    PackedLoader loader(dataset_of(lengths), options(10, 1, true));
+    std::set<int32_t> cuts;
+    int64_t switches = 0, full_rows = 0;
+    for (int epoch = 0; epoch < 20; ++epoch) {
+        int32_t before = -1;
+        for (int64_t row = 0; row < loader.rows_per_epoch(); ++row) {
+            const TokenBatch batch = *loader.next();
+            if (batch.cu_seqlens.size() > 2) continue;
+            ++full_rows;
+            cuts.insert(batch.tokens[0] % 1000 % 10);
+            switches += before >= 0 && before != batch.tokens[0] / 1000;
+            before = batch.tokens[0] / 1000;
+        }
+    }
+    EXPECT_GE(full_rows, 20 * 178) << "all but heads and tails fill rows of their own";
+    EXPECT_EQ(cuts.size(), 10u);
+    EXPECT_GT(switches, full_rows / 2 - 200);  // neighbouring rows come from different documents about every second time
+    EXPECT_LT(switches, full_rows / 2 + 200);
+}
+
+TEST_F(PackedLoaderTest, AnEpochSmallerThanARowRepeatsItself) {
+    PackedLoader loader(dataset_of({2, 1}), options(8, 1, true));
+    const TokenBatch batch = *loader.next();
+    expect_sound(batch, {2, 1}, 8);
+    EXPECT_EQ(batch.tokens.size(), 8u);
+    EXPECT_EQ(loader.rows_per_epoch(), 1);
 }
 
 // All 24 orders of four documents are equally likely: chi-square with 23 degrees of freedom, 99.9 % below 49.7.
@@ -165,6 +195,7 @@ TEST_F(PackedLoaderTest, RestoredAtAnyBatchTheRestIsTheSame) {
             batches.push_back(reference.next());
         }
         PackedLoader loader(dataset_of(kLengths, 5), options(7, 2, shuffle));
+        (void)loader.next();
         for (const size_t i : {29u, 0u, 13u, 8u, 9u, 10u, 1u}) {
             loader.restore(states[i]);
             EXPECT_EQ(loader.state(), states[i]);
@@ -175,12 +206,13 @@ TEST_F(PackedLoaderTest, RestoredAtAnyBatchTheRestIsTheSame) {
 
 TEST_F(PackedLoaderTest, AStateOfOtherDataIsRefused) {
     PackedLoader once(dataset_of(kLengths), options(7, 2, false)), forever(dataset_of(kLengths), options(7, 2, true));
-    for (const PackedLoader::State state : {PackedLoader::State{0, 124}, {-1, 0}, {0, -1}}) {
+    EXPECT_EQ(once.rows_per_epoch(), 18);
+    for (const PackedLoader::State state : {PackedLoader::State{0, 19}, {-1, 0}, {0, -1}}) {
         EXPECT_THROW(once.restore(state), Error);
         EXPECT_THROW(forever.restore(state), Error);
     }
-    EXPECT_THROW(once.restore({1, 5}), Error);
-    EXPECT_NO_THROW(once.restore({1, 0}));
+    EXPECT_THROW(once.restore({1, 0}), Error);
+    EXPECT_NO_THROW(once.restore({0, 18}));
     EXPECT_FALSE(once.next());
     EXPECT_NO_THROW(forever.restore({1'000'000, 5}));
 }
