@@ -1,0 +1,57 @@
+#include "cpu/roofline.h"
+
+#include <unistd.h>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "cpu/isa.h"
+#include "tensor/tensor.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kMinBuffer = int64_t{256} << 20, kMaxBuffer = int64_t{2} << 30;  // bytes
+constexpr int64_t kChunk = int64_t{1} << 20;                                       // floats a thread reads at a time
+constexpr int kRounds = 7;
+constexpr int64_t kMultiplyAdds = 2'000'000;  // rounds per chunk: about 10 ms
+
+// The shortest of kRounds runs, in seconds.
+template <class Work>
+double best_seconds(Work&& work) {
+    double best = 1e30;
+    for (int round = 0; round < kRounds; ++round) {
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return best;
+}
+
+}  // namespace
+
+Roofline measure_roofline(ThreadPool& threads) {
+    const RooflineKernels kernels = choose_isa() == Isa::kAvx512 ? roofline_kernels_avx512() : roofline_kernels_avx2();
+    std::atomic<float> sink{0};  // keeps the results alive, so that the loops are not removed
+
+    const int64_t last_cache = std::max<int64_t>(::sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
+    const Buffer buffer = Buffer::host(std::clamp(4 * last_cache, kMinBuffer, kMaxBuffer));
+    const auto* values = static_cast<const float*>(buffer.data());
+    const int64_t count = buffer.bytes() / static_cast<int64_t>(sizeof(float)) / kChunk * kChunk;
+    const double reading = best_seconds([&] {
+        threads.parallel_for(count, kChunk, [&](int64_t begin, int64_t end, int) {
+            sink.store(kernels.sum(values + begin, end - begin), std::memory_order_relaxed);
+        });
+    });
+
+    const int64_t chunks = 4 * threads.size();  // several each: a thread that starts late costs little
+    const double computing = best_seconds([&] {
+        threads.parallel_for(chunks, 1, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) sink.store(kernels.multiply_add(kMultiplyAdds), std::memory_order_relaxed);
+        });
+    });
+    return {static_cast<double>(count) * sizeof(float) / reading,
+            static_cast<double>(chunks * kMultiplyAdds * kernels.flops_per_round) / computing};
+}
+
+}  // namespace fathom

@@ -1,0 +1,39 @@
+// The measuring loops of roofline.h, once for every vector type.
+#pragma once
+
+#include <array>
+
+#include "cpu/roofline.h"
+
+namespace fathom {
+
+template <class Vector, int kLanes>
+struct RooflineLoops {
+    static constexpr int kChains = 12;  // latency 4, two units: eight would do; twelve still fit AVX2's sixteen registers
+    static constexpr int kStreams = 128 / kLanes;
+
+    static float sum(const float* values, int64_t count) {
+        std::array<Vector, kStreams> total;
+        total.fill(Vector::zero());
+        for (int64_t i = 0; i < count; i += 128) {
+            for (int s = 0; s < kStreams; ++s) total[s] = total[s] + Vector::load(values + i + s * kLanes);
+        }
+        for (int s = 1; s < kStreams; ++s) total[0] = total[0] + total[s];
+        return total[0].sum();
+    }
+
+    static float multiply_add(int64_t rounds) {
+        std::array<Vector, kChains> x;
+        for (int c = 0; c < kChains; ++c) x[c] = Vector::all(static_cast<float>(c));
+        const Vector a = Vector::all(0.999f), b = Vector::all(0.001f);
+        for (int64_t i = 0; i < rounds; ++i) {
+            for (int c = 0; c < kChains; ++c) x[c] = Vector::fma(x[c], a, b);
+        }
+        for (int c = 1; c < kChains; ++c) x[0] = x[0] + x[c];
+        return x[0].sum();
+    }
+
+    static RooflineKernels table() { return {sum, multiply_add, int64_t{2} * kChains * kLanes}; }
+};
+
+}  // namespace fathom
