@@ -25,7 +25,10 @@ struct Verb {
 
 // In the order of --help.
 constexpr Verb kVerbs[] = {
+    {"Data", add_tokenize},
+    {"Data", add_tokenizer},
     {"Look", add_plot},
+    {"Look", add_doctor},
     {"Look", add_completion},
 };
 
