@@ -1,0 +1,118 @@
+#include "ops/op_test.h"
+
+namespace fathom {
+namespace {
+
+using LossOptimizer = OpTest;
+INSTANTIATE_TEST_SUITE_P(, LossOptimizer, testing::ValuesIn(backends()), backend_name);
+
+TEST_P(LossOptimizer, SwigluFollowsItsFormula) {
+    for (int i = 0; i < kCases; ++i) {
+        const Dims dims{rows(), width()};
+        const Pair gate = random(dims, 3), up = random(dims), y = empty(dims);
+        run([&](Ops& o, Side at) { o.swiglu(at(y), at(gate), at(up)); });
+        expect_close(y);
+    }
+}
+
+TEST_P(LossOptimizer, SwigluMayWriteOverGateOrUp) {
+    const Pair gate = random({7, 50}), up = random({7, 50}), again = random({7, 50});
+    run([&](Ops& o, Side at) {
+        o.swiglu(at(gate), at(gate), at(up));
+        o.swiglu(at(up), at(again), at(up));
+    });
+    expect_close(gate);
+    expect_close(up);
+}
+
+TEST_P(LossOptimizer, SiluOfExtremeGatesIsFinite) {
+    const Pair gate = values({1, 6}, {-1e4, -100, -88, 88, 100, 1e4}, DType::kF32), up = constant({1, 6}, 1);
+    const Pair y = empty({1, 6}), dgate = empty({1, 6}), dup = empty({1, 6});
+    run([&](Ops& o, Side at) {
+        o.swiglu(at(y), at(gate), at(up));
+        o.swiglu_backward(at(dgate), at(dup), at(up), at(gate), at(up));
+    });
+    expect_close(y);
+    expect_close(dgate);
+    expect_close(dup);
+}
+
+TEST_P(LossOptimizer, SwigluBackwardFollowsItsFormula) {
+    for (int i = 0; i < kCases; ++i) {
+        const Dims dims{rows(), width()};
+        const Pair gate = random(dims, 3), up = random(dims), dy = random(dims), dgate = empty(dims), dup = empty(dims);
+        run([&](Ops& o, Side at) { o.swiglu_backward(at(dgate), at(dup), at(dy), at(gate), at(up)); });
+        expect_close(dgate);
+        expect_close(dup);
+    }
+}
+
+TEST_P(LossOptimizer, CrossEntropyLeavesOutNegativeTargets) {
+    for (int i = 0; i < kCases; ++i) {
+        const int64_t n = rows(), vocabulary = coin() ? width() : integer(1, 700);
+        std::vector<int64_t> target;
+        for (int64_t r = 0; r < n; ++r) target.push_back(integer(0, 4) == 0 ? -1 : integer(0, vocabulary - 1));
+        const Pair logits = random({n, vocabulary}, 4), targets = ints({n}, target);
+        const Pair loss = empty({n}), dlogits = empty({n, vocabulary});
+        run([&](Ops& o, Side at) {
+            o.cross_entropy(at(loss), at(logits), at(targets));
+            o.cross_entropy_backward(at(dlogits), at(logits), at(targets), 0.125);
+            o.cross_entropy_backward(at(logits), at(logits), at(targets), -3);
+        });
+        expect_close(loss);
+        expect_close(dlogits);
+        expect_close(logits);
+    }
+}
+
+TEST_P(LossOptimizer, CrossEntropyOfHugeLogitsIsFinite) {
+    const Pair logits = values({2, 4}, {1e4, -1e4, 9999, 0, -3e4, -3e4, -3e4, -3e4}, DType::kF32), targets = ints({2}, {1, 2});
+    const Pair loss = empty({2}), dlogits = empty({2, 4});
+    run([&](Ops& o, Side at) {
+        o.cross_entropy(at(loss), at(logits), at(targets));
+        o.cross_entropy_backward(at(dlogits), at(logits), at(targets), 1);
+    });
+    expect_close(loss);
+    expect_close(dlogits);
+}
+
+TEST_P(LossOptimizer, AdamwUpdatesMastersMomentsAndTheRoundedParameter) {
+    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+        for (int i = 0; i < kCases; ++i) {
+            const Dims dims = coin() ? Dims{width()} : Dims{integer(1, 60), width()};
+            const auto packed = [&](double spread, double mean, DType of) { return random(dims, spread, mean, of, true); };
+            const Pair param = packed(1, 0, type), master = packed(1, 0, DType::kF32), grad = packed(1, 0, DType::kF32);
+            const Pair m = packed(0.1, 0, DType::kF32), v = packed(0.001, 0.01, DType::kF32);
+            AdamWStep step;
+            step.learning_rate = 1e-2;
+            step.grad_scale = 0.3;
+            step.step = integer(1, 2000);
+            run([&](Ops& o, Side at) { o.adamw(at(param), at(master), at(m), at(v), at(grad), step); });
+            for (const Pair& state : {master, m, v}) expect_close(state);
+            expect_close(param, type == DType::kF32 ? 1 : 2);
+        }
+    }
+}
+
+TEST_P(LossOptimizer, TheParameterMayBeTheMasterItself) {
+    const Pair master = random({100}), grad = random({100}), m = constant({100}, 0), v = constant({100}, 0);
+    AdamWStep step;
+    step.learning_rate = 0.1;
+    for (step.step = 1; step.step <= 10; ++step.step)
+        run([&](Ops& o, Side at) { o.adamw(at(master), at(master), at(m), at(v), at(grad), step); });
+    expect_close(master);
+}
+
+TEST_P(LossOptimizer, SquareNormAddsInF64) {
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+        const Pair sum = values({1}, {0.5}, DType::kF64);
+        for (int i = 0; i < kCases; ++i) {
+            const Pair x = random({rows() * width()}, 1, 0, type);
+            run([&](Ops& o, Side at) { o.square_norm(at(sum), at(x)); });
+        }
+        expect_close(sum, 10);
+    }
+}
+
+}  // namespace
+}  // namespace fathom
