@@ -9,18 +9,21 @@ namespace {
 struct Lanes8 {
     using Float = __m256;
     static constexpr int kLanes = 8, kRows = 6;
+    static constexpr int kStreamRows = 4, kSums = 12;  // gemm_stream.h
 
     static Float zero() { return _mm256_setzero_ps(); }
     static Float broadcast(float x) { return _mm256_set1_ps(x); }
     static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
     static Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static void store(float* to, Float x) { _mm256_storeu_ps(to, x); }
+    static void store_first(float* to, Float x, int count) { _mm256_maskstore_ps(to, first(count), x); }
+    static void prefetch(const void* from) { _mm_prefetch(from, _MM_HINT_T0); }
 
-    static Float load(const float* from) { return _mm256_loadu_ps(from); }
-    static Float load_first(const float* from, int count) {
-        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
+    static __m256i first(int count) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
+    static Float load(const float* from) { return _mm256_loadu_ps(from); }
+    static Float load_first(const float* from, int count) { return _mm256_maskload_ps(from, first(count)); }
 
     static Float widen(const BFloat16*, __m128i x) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));

@@ -14,6 +14,8 @@
 #include <utility>
 
 #include "cpu/gemm.h"
+#include "cpu/gemm_operand.h"
+#include "cpu/gemm_stream.h"
 
 namespace fathom {
 namespace {
@@ -95,28 +97,6 @@ void pack_sliver(float* to, const float* a, int64_t a_row, int64_t a_k, int rows
 
 // ---- packing B -----------------------------------------------------------------------------------------------------------
 
-// The stored matrix with its element type known.
-template <class T>
-struct Stored {
-    const T* data;
-    const GemmMatrix& matrix;
-
-    explicit Stored(const GemmMatrix& m) : data(static_cast<const T*>(m.data)), matrix(m) {}
-    const T* at(int64_t row, int64_t column) const { return data + row * matrix.stride + column; }
-    bool scaled() const { return std::is_same_v<T, Float8E4M3> && matrix.scales != nullptr; }
-    float scale(int64_t row, int64_t column) const {
-        return matrix.scales[(row + matrix.row0) / kFp8Block * matrix.scales_stride + column / kFp8Block];
-    }
-};
-
-// Lanes of stored row `row` from `column`, as f32; `count` of them exist. The columns lie in one block of scales.
-template <class V, class T>
-typename V::Float load_scaled(const Stored<T>& b, int64_t row, int64_t column, int count) {
-    const T* const from = b.at(row, column);
-    const auto codes = count >= V::kLanes ? V::load(from) : V::load_first(from, count);
-    return b.scaled() ? V::multiply(codes, V::broadcast(b.scale(row, column))) : codes;
-}
-
 // Stored [k, n]: rows become rows.
 template <class V, class T>
 void pack_panel(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
@@ -129,41 +109,18 @@ void pack_panel(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t
     }
 }
 
-// Stored [n, k]: squares of lanes x lanes are transposed in registers. Rows that do not exist repeat the last one: their
-// columns of C are never written.
+// Stored [n, k]: packs one vector's width of columns, square by square.
 template <class V, class T>
 void pack_half_transposed(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
     const int64_t width = 2 * V::kLanes;
-    typename V::Float square[V::kLanes];
-    for (int64_t l = 0; l < k; l += V::kLanes) {
-        const int count = static_cast<int>(std::min<int64_t>(V::kLanes, k - l));
-#pragma GCC unroll 16
-        for (int i = 0; i < V::kLanes; ++i) square[i] = load_scaled<V>(b, n0 + std::min<int64_t>(i, n - 1), k0 + l, count);
-        V::transpose(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < V::kLanes; ++i)
-            if (i < count) V::store(panel + (l + i) * width, square[i]);
-    }
-}
-
-// bf16: transposes pairs (k, k + 1) as one 32-bit unit, half the shuffles; a bf16 is the upper half of a float.
-template <class V>
-void pack_half_transposed(float* panel, const Stored<BFloat16>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
-    const int64_t width = 2 * V::kLanes;
-    typename V::Float square[V::kLanes];
-    for (int64_t l = 0; l < k; l += 2 * V::kLanes) {
-        const int count = static_cast<int>(std::min<int64_t>(2 * V::kLanes, k - l));
-#pragma GCC unroll 16
-        for (int i = 0; i < V::kLanes; ++i) {
-            const BFloat16* const from = b.at(n0 + std::min<int64_t>(i, n - 1), k0 + l);
-            square[i] = count == 2 * V::kLanes ? V::load_pairs(from) : V::load_first_pairs(from, count);
-        }
-        V::transpose(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < V::kLanes; ++i) {
-            if (2 * i < count) V::store(panel + (l + 2 * i) * width, V::even_of_pairs(square[i]));
-            if (2 * i + 1 < count) V::store(panel + (l + 2 * i + 1) * width, V::odd_of_pairs(square[i]));
-        }
+    constexpr int kDepth = Square<V, T>::kDepth;
+    Square<V, T> square;
+    for (int64_t l = 0; l < k; l += kDepth) {
+        const int count = static_cast<int>(std::min<int64_t>(kDepth, k - l));
+        square.load(b, n0, n, k0 + l, count);
+#pragma GCC unroll 32
+        for (int i = 0; i < kDepth; ++i)
+            if (i < count) V::store(panel + (l + i) * width, square.at(i));
     }
 }
 
@@ -230,6 +187,7 @@ void multiply_block(const GemmTile& tile, const Slivers& slivers, int64_t k, con
 template <class V>
 void multiply_tile(const GemmTile& tile, float* scratch) {
     const GemmProduct& p = *tile.product;
+    if (stream_tile<V>(tile)) return;
     float* const a = scratch;
     float* const b = scratch + GemmBlocking::kMaxM * GemmBlocking::kMaxK + GemmBlocking::kSlack;
     const int64_t block_m = GemmBlocking::kMaxM / V::kRows * V::kRows;
