@@ -1,107 +1,100 @@
-#include <cmath>
-#include <cstring>
+// Causal attention in the expanded form, forward. One task: 64 queries of one head (cpu/attention_task.h).
 #include <vector>
 
 #include "cpu/attention_spans.h"
-#include "cpu/convert.h"
+#include "cpu/attention_task.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/rows.h"
 #include "ops/shape_check.h"
 
 namespace fathom {
-namespace {
 
-// Softmax of s in place; returns log sum exp.
-float soften(const Kernels& kernels, float* s, int64_t n) {
-    const float shift = kernels.largest(s, n), sum = kernels.sum_exp(s, shift, n);
-    kernels.exp_scaled(s, s, shift, 1 / sum, n);
-    return shift + std::log(sum);
+int64_t attention_scratch_floats(int64_t d_q, int64_t d_v) {
+    return (d_q + d_v + kKeyTile) * kQueryLanes + 2 * kKeyTile * kRowStride;
 }
 
-}  // namespace
+void check_spans(const char* op, const Spans& spans, int64_t rows, int64_t keys) {
+    check_tensor(op, "cu_q", spans.cu_q, DType::kI32, {kAny});
+    const int64_t sequences = sequences_of(spans);
+    check_tensor(op, "cu_k", spans.cu_k, DType::kI32, {sequences + 1});
+    check(sequences >= 0 && spans.cu_q.as<int32_t>()[0] == 0, "attention: cu_q must begin with 0");
+    for (int64_t i = 0; i < sequences; ++i) {
+        const SequenceSpan span = sequence_of(spans, i);
+        check(0 <= span.len_q && span.len_q <= span.len_k, "attention: a sequence has more queries than keys");
+        check(span.len_k < (int64_t{1} << 24), "attention: a sequence has 2^24 keys or more");
+        check(spans.block_table || (span.k0 >= 0 && span.k0 + span.len_k <= keys), "attention: cu_k points beyond the keys");
+    }
+    check(spans.cu_q.as<int32_t>()[sequences] == rows, "attention: cu_q does not cover the query rows");
+}
+
+KeyRows head_rows(const Tensor& x, int64_t first_row, int64_t head) {
+    return {.data = reinterpret_cast<const std::byte*>(row(x, first_row, head)),
+            .dtype = DType::kF32,
+            .width = x.dim(2),
+            .stride = x.stride[0] * size_of(DType::kF32)};
+}
+
+KeyRows shared_rows(const Tensor& x, int64_t first_row) {
+    if (!x) return {};
+    return {.data = reinterpret_cast<const std::byte*>(row(x, first_row)),
+            .dtype = DType::kF32,
+            .width = x.dim(1),
+            .stride = x.stride[0] * size_of(DType::kF32)};
+}
+
+void check_attention(const char* op, const Tensor& q, const Tensor& k, const Tensor& k_shared, const Tensor& v, const Tensor& o,
+                     const Tensor& lse, const Spans& spans) {
+    check_tensor(op, "q", q, DType::kF32, {kAny, kAny, kAny});
+    const int64_t n = q.dim(0), h = q.dim(1), d_q = q.dim(2);
+    check_tensor(op, "k", k, DType::kF32, {kAny, h, kAny});
+    const int64_t keys = k.dim(0), d_shared = d_q - k.dim(2);
+    if (k_shared) check_tensor(op, "k_shared", k_shared, DType::kF32, {keys, d_shared});
+    check(k_shared || d_shared == 0, "attention: q is wider than k and k_shared is absent");
+    check_tensor(op, "v", v, DType::kF32, {keys, h, kAny});
+    check_tensor(op, "o", o, DType::kF32, {n, h, v.dim(2)});
+    check_tensor(op, "lse", lse, DType::kF32, {n, h});
+    check(d_q <= kMaxHeadWidth && v.dim(2) <= kMaxHeadWidth, "attention: a head is wider than 576 channels");
+    check_spans(op, spans, n, keys);
+}
 
 void CpuOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& k_shared,
                        const Tensor& v, const Spans& spans, double scale) {
-    const int64_t h = q.dim(1), d_q = q.dim(2), d_k = k.dim(2), d_v = v.dim(2), d_s = d_q - d_k;
-    pool_.parallel_for(sequences_of(spans) * h, 1, [&](int64_t begin, int64_t end, int thread) {
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t j = task % h;
-            const SequenceSpan span = sequence_of(spans, task / h);
-            float* s = scratch_.of_thread<float>(thread, span.len_k + 1);
-            for (int64_t i = 0; i < span.len_q; ++i) {
-                const int64_t keys = span.visible(i);
-                const float* query = row(q, span.q0 + i, j);
-                for (int64_t t = 0; t < keys; ++t) {
-                    s[t] = kernels_.dot(query, row(k, span.k0 + t, j), d_k);
-                    if (k_shared) s[t] += kernels_.dot(query + d_k, row(k_shared, span.k0 + t), d_s);
-                    s[t] *= static_cast<float>(scale);
-                }
-                row(lse, span.q0 + i)[j] = soften(kernels_, s, keys);
-                std::vector<const float*> rows;
-                for (int64_t t = 0; t < keys; ++t) rows.push_back(row(v, span.k0 + t, j));
-                kernels_.weighted_sum(row(o, span.q0 + i, j), rows.data(), s, keys, d_v);
+    check_attention("attention", q, k, k_shared, v, o, lse, spans);
+    struct Piece {
+        SequenceSpan span;
+        int64_t begin;  // first query of the tile
+    };
+    std::vector<Piece> pieces;
+    for (int64_t i = 0; i < sequences_of(spans); ++i) {
+        const SequenceSpan span = sequence_of(spans, i);
+        for (int64_t begin = 0; begin < span.len_q; begin += kQueryLanes) pieces.push_back({span, begin});
+    }
+    const int64_t h = q.dim(1), count = static_cast<int64_t>(pieces.size()) * h;
+    const AttentionKernels& kernels = attention_kernels_of(isa_);
+    // The longest tiles of a sequence come last in `pieces`, so tasks run backwards: short ones fill the gaps at the end.
+    pool_.parallel_for(count, 1, [&](int64_t first, int64_t last, int thread) {
+        float* scratch = scratch_.of_thread<float>(thread, attention_scratch_floats(q.dim(2), v.dim(2)));
+        for (int64_t index = count - last; index < count - first; ++index) {
+            const auto& [span, begin] = pieces[static_cast<size_t>(index / h)];
+            const int64_t j = index % h;
+            AttentionTask task;
+            task.lanes = std::min(kQueryLanes, span.len_q - begin);
+            for (int64_t i = 0; i < task.lanes; ++i) {
+                const auto lane = static_cast<size_t>(i);
+                task.q[lane] = row(q, span.q0 + begin + i, j);
+                task.o[lane] = row(o, span.q0 + begin + i, j);
+                task.lse[lane] = row(lse, span.q0 + begin + i) + j;
+                task.visible[lane] = span.visible(begin + i);
             }
+            task.d_q = q.dim(2);
+            task.d_v = v.dim(2);
+            task.scale = static_cast<float>(scale);
+            task.keys = head_rows(k, span.k0, j);
+            task.shared = shared_rows(k_shared, span.k0);
+            task.values = head_rows(v, span.k0, j);
+            kernels.forward(task, scratch);
         }
     });
-}
-
-void CpuOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dk_shared, const Tensor& dv,
-                                const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& k_shared, const Tensor& v,
-                                const Tensor& o, const Tensor& lse, const Spans& spans, double scale) {
-    const int64_t h = q.dim(1), d_q = q.dim(2), d_k = k.dim(2), d_v = v.dim(2), d_s = d_q - d_k;
-    for (const Tensor& t : {dq, dk, dv}) fill(t, 0);
-    if (dk_shared) fill(dk_shared, 0);
-    for (int64_t sequence = 0; sequence < sequences_of(spans); ++sequence) {
-        const SequenceSpan span = sequence_of(spans, sequence);
-        for (int64_t j = 0; j < h; ++j)
-            for (int64_t i = 0; i < span.len_q; ++i) {
-                const int64_t r = span.q0 + i;
-                const float delta = kernels_.dot(row(dout, r, j), row(o, r, j), d_v);
-                for (int64_t t = span.k0; t < span.k0 + span.visible(i); ++t) {
-                    float s = kernels_.dot(row(q, r, j), row(k, t, j), d_k);
-                    if (k_shared) s += kernels_.dot(row(q, r, j) + d_k, row(k_shared, t), d_s);
-                    const float p = std::exp(s * static_cast<float>(scale) - row(lse, r)[j]);
-                    const float ds = p * (kernels_.dot(row(dout, r, j), row(v, t, j), d_v) - delta) * static_cast<float>(scale);
-                    for (int64_t c = 0; c < d_v; ++c) row(dv, t, j)[c] += p * row(dout, r, j)[c];
-                    for (int64_t c = 0; c < d_k; ++c) {
-                        row(dk, t, j)[c] += ds * row(q, r, j)[c];
-                        row(dq, r, j)[c] += ds * row(k, t, j)[c];
-                    }
-                    for (int64_t c = 0; c < d_s; ++c) {
-                        row(dk_shared, t)[c] += ds * row(q, r, j)[d_k + c];
-                        row(dq, r, j)[d_k + c] += ds * row(k_shared, t)[c];
-                    }
-                }
-            }
-    }
-}
-
-void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
-                              double scale) {
-    const int64_t h = q.dim(1), d = q.dim(2), c = u.dim(2);
-    for (int64_t sequence = 0; sequence < sequences_of(spans); ++sequence) {
-        const SequenceSpan span = sequence_of(spans, sequence);
-        std::vector<float> keys(static_cast<size_t>(span.len_k * d)), s(static_cast<size_t>(span.len_k));
-        std::vector<const float*> rows;
-        for (int64_t t = 0; t < span.len_k; ++t) {
-            const std::byte* from = row_bytes(latents, span.k0 + t);
-            if (spans.block_table) {
-                const int64_t block = latents.dim(1), page = row<int32_t>(spans.block_table, sequence)[t / block];
-                from = latents.as<std::byte>() +
-                       (page * latents.stride[0] + t % block * latents.stride[1]) * size_of(latents.dtype);
-            }
-            rows.push_back(keys.data() + t * d);
-            convert_row(kernels_, keys.data() + t * d, DType::kF32, 1, from, latents.dtype, 1, d);
-        }
-        for (int64_t i = 0; i < span.len_q; ++i)
-            for (int64_t j = 0; j < h; ++j) {
-                for (int64_t t = 0; t < span.visible(i); ++t)
-                    s[static_cast<size_t>(t)] =
-                        kernels_.dot(row(q, span.q0 + i, j), rows[static_cast<size_t>(t)], d) * static_cast<float>(scale);
-                row(lse, span.q0 + i)[j] = soften(kernels_, s.data(), span.visible(i));
-                kernels_.weighted_sum(row(u, span.q0 + i, j), rows.data(), s.data(), span.visible(i), c);
-            }
-    }
 }
 
 }  // namespace fathom

@@ -79,6 +79,17 @@ struct Avx2 {
     }
     static Avx2 swap_pairs(Avx2 a) { return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)}; }
 
+    // Rows become columns.
+    static void transpose(Avx2 (&r)[16]) {
+        __m256 quarter[4][8];  // [2 * (rows 8..15) + (columns 8..15)]
+        for (int i = 0; i < 16; ++i) {
+            quarter[i / 8 * 2][i % 8] = r[i].lo;
+            quarter[i / 8 * 2 + 1][i % 8] = r[i].hi;
+        }
+        for (auto& q : quarter) transpose8(q);
+        for (int i = 0; i < 16; ++i) r[i] = {quarter[i / 8][i % 8], quarter[i / 8 + 2][i % 8]};
+    }
+
     // Lane i + lane i+8, then i+4, i+2, i+1: the fixed tree of docs/decisions/001.
     [[nodiscard]] float sum() const {
         const __m256 a = _mm256_add_ps(lo, hi);
@@ -114,6 +125,23 @@ struct Avx2 {
     };
 
 private:
+    static void transpose8(__m256 (&r)[8]) {
+        __m256 t[8], u[8];
+        for (int i = 0; i < 8; i += 2) {
+            t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+            t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4) {  // u[i + c]: 128-bit lane l holds column 4l + c of rows i .. i+3
+            u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+            u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+            u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+            u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+        }
+        for (int c = 0; c < 4; ++c) {
+            r[c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x20);
+            r[4 + c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x31);
+        }
+    }
     static __m256i first(int64_t n) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }

@@ -54,6 +54,31 @@ struct Avx512 {
     }
     static Avx512 swap_pairs(Avx512 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }  // lanes (2i, 2i + 1) change places
 
+    // Rows become columns.
+    static void transpose(Avx512 (&r)[16]) {
+        __m512 t[16], u[16];
+        for (int i = 0; i < 16; i += 2) {
+            t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+            t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+        }
+        for (int i = 0; i < 16; i += 4) {  // u[i + c]: 128-bit lane l holds column 4l + c of rows i .. i+3
+            u[i] = unpacklo2(t[i], t[i + 2]);
+            u[i + 1] = unpackhi2(t[i], t[i + 2]);
+            u[i + 2] = unpacklo2(t[i + 1], t[i + 3]);
+            u[i + 3] = unpackhi2(t[i + 1], t[i + 3]);
+        }
+        for (int c = 0; c < 4; ++c) {
+            const __m512 even0 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88),
+                         even1 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
+            const __m512 odd0 = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd),
+                         odd1 = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
+            r[c].v = _mm512_shuffle_f32x4(even0, even1, 0x88);
+            r[4 + c].v = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+            r[8 + c].v = _mm512_shuffle_f32x4(even0, even1, 0xdd);
+            r[12 + c].v = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+        }
+    }
+
     // Lane i + lane i+8, then i+4, i+2, i+1: the fixed tree of docs/decisions/001.
     [[nodiscard]] float sum() const { return sum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
     [[nodiscard]] float largest() const {
@@ -79,6 +104,12 @@ struct Avx512 {
     };
 
 private:
+    static __m512 unpacklo2(__m512 a, __m512 b) {
+        return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    }
+    static __m512 unpackhi2(__m512 a, __m512 b) {
+        return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    }
     static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
     static Avx512 bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
     // Exponent and mantissa move into place and 2^120 corrects the bias: exact for subnormals too. 0x7f is NaN.

@@ -1,0 +1,86 @@
+// Absorbed multi-head latent attention (V2 2.1.2): all heads share one key per token, so the lanes of a task are (row, head)
+// pairs and a tile of latents is read, and converted from the cache's dtype, once for all of them. 2 (2 c + r) FLOP per
+// (row, head, key).
+#include <vector>
+
+#include "cpu/attention_spans.h"
+#include "cpu/attention_task.h"
+#include "cpu/cpu_ops.h"
+#include "cpu/rows.h"
+#include "ops/shape_check.h"
+
+namespace fathom {
+namespace {
+
+KeyRows latent_rows(const Tensor& latents, const Spans& spans, int64_t sequence) {
+    const SequenceSpan span = sequence_of(spans, sequence);
+    const int64_t bytes = size_of(latents.dtype);
+    KeyRows rows{.dtype = latents.dtype, .width = latents.dim(-1)};
+    if (!spans.block_table) {
+        rows.data = row_bytes(latents, span.k0);
+        rows.stride = latents.stride[0] * bytes;
+        return rows;
+    }
+    rows.data = latents.as<std::byte>();
+    rows.pages = row<int32_t>(spans.block_table, sequence);
+    rows.block = latents.dim(1);
+    rows.page_stride = latents.stride[0] * bytes;
+    rows.stride = latents.stride[1] * bytes;
+    const int64_t pages = (span.len_k + rows.block - 1) / rows.block;
+    check(pages <= spans.block_table.dim(1), "latent_attention: the block table has too few pages for a sequence");
+    for (int64_t i = 0; i < pages; ++i)
+        check(rows.pages[i] >= 0 && rows.pages[i] < latents.dim(0), "latent_attention: a page number is out of range");
+    return rows;
+}
+
+}  // namespace
+
+void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+                              double scale) {
+    constexpr auto kOp = "latent_attention";
+    check_tensor(kOp, "q", q, DType::kF32, {kAny, kAny, kAny});
+    const int64_t n = q.dim(0), h = q.dim(1), width = q.dim(2);
+    check_tensor(kOp, "u", u, DType::kF32, {n, h, kAny});
+    check_tensor(kOp, "lse", lse, DType::kF32, {n, h});
+    if (spans.block_table) {
+        check_tensor(kOp, "latents", latents, {kAny, kAny, width});
+        check_tensor(kOp, "block_table", spans.block_table, DType::kI32, {sequences_of(spans), kAny});
+    } else {
+        check_tensor(kOp, "latents", latents, {kAny, width});
+    }
+    check(width <= kMaxHeadWidth && u.dim(2) <= width, "latent_attention: q is wider than 576 channels, or u than q");
+    check_spans(kOp, spans, n, latents.dim(0));
+    struct Piece {
+        int64_t sequence;
+        int64_t begin;  // first (row, head) pair of the tile
+    };
+    std::vector<Piece> pieces;
+    for (int64_t i = 0; i < sequences_of(spans); ++i)
+        for (int64_t begin = 0; begin < sequence_of(spans, i).len_q * h; begin += kQueryLanes) pieces.push_back({i, begin});
+    const auto count = static_cast<int64_t>(pieces.size());
+    const AttentionKernels& kernels = attention_kernels_of(isa_);
+    pool_.parallel_for(count, 1, [&](int64_t first, int64_t last, int thread) {
+        float* scratch = scratch_.of_thread<float>(thread, attention_scratch_floats(width, u.dim(2)));
+        for (int64_t index = count - last; index < count - first; ++index) {  // the long ones first
+            const auto& [sequence, begin] = pieces[static_cast<size_t>(index)];
+            const SequenceSpan span = sequence_of(spans, sequence);
+            AttentionTask task;
+            task.lanes = std::min(kQueryLanes, span.len_q * h - begin);
+            for (int64_t i = 0; i < task.lanes; ++i) {
+                const auto lane = static_cast<size_t>(i);
+                const int64_t r = (begin + i) / h, j = (begin + i) % h;
+                task.q[lane] = row(q, span.q0 + r, j);
+                task.o[lane] = row(u, span.q0 + r, j);
+                task.lse[lane] = row(lse, span.q0 + r) + j;
+                task.visible[lane] = span.visible(r);
+            }
+            task.d_q = width;
+            task.d_v = u.dim(2);
+            task.scale = static_cast<float>(scale);
+            task.keys = latent_rows(latents, spans, sequence);
+            kernels.forward(task, scratch);
+        }
+    });
+}
+
+}  // namespace fathom

@@ -1,0 +1,136 @@
+// Absorbed attention against the expanded op (whose oracle is attention_test.cpp), and its bits.
+#include <cmath>
+
+#include "cpu/tensors.h"
+
+namespace fathom {
+namespace {
+
+// q [n, h, c + r] over latents [m, c + r]; values are the first c channels.
+struct Problem {
+    Problem(Tensors& make, int64_t heads, int64_t c, int64_t r, const std::vector<int32_t>& lengths, int32_t history)
+        : spans(make.spans(lengths, history)),
+          scale(1 / std::sqrt(static_cast<double>(c + r))) {
+        const int64_t n = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+        q = make.random({n, heads, c + r});
+        latents = make.random({n + history * static_cast<int64_t>(lengths.size()), c + r});
+        u = make.empty(DType::kF32, {n, heads, c});
+        lse = make.empty(DType::kF32, {n, heads});
+    }
+    void run(CpuOps& ops) const { ops.latent_attention(u, lse, q, latents, spans, scale); }
+
+    Spans spans;
+    Tensor q, latents, u, lse;
+    double scale;
+};
+
+// The latents, rounded to `type`, in pages of `block` rows in a scrambled order, and the block table.
+Spans paged(Tensors& make, CpuOps& ops, const Problem& p, DType type, int64_t block, Tensor& pages) {
+    Spans spans = p.spans;
+    const auto* cu = p.spans.cu_k.as<int32_t>();
+    const int64_t sequences = p.spans.cu_q.dim(0) - 1, per = (p.spans.max_k + block - 1) / block, width = p.latents.dim(1);
+    pages = make.empty(type, {sequences * per + 3, block, width});
+    spans.block_table = make.empty(DType::kI32, {sequences, per});
+    for (int64_t s = 0; s < sequences; ++s)
+        for (int64_t b = 0; b < per; ++b) {
+            const int64_t page = sequences * per + 1 - (s * per + b);
+            spans.block_table.as<int32_t>()[s * per + b] = static_cast<int32_t>(page);
+            const int64_t begin = std::min<int64_t>(cu[s] + b * block, cu[s + 1]),
+                          end = std::min<int64_t>(begin + block, cu[s + 1]);
+            if (begin < end)
+                ops.copy(pages.slice(0, page, page + 1).view({block, width}).slice(0, 0, end - begin),
+                         p.latents.slice(0, begin, end));
+        }
+    return spans;
+}
+
+struct Shape {
+    int64_t heads, c, r;
+};
+const std::vector<Shape> kShapes = {{16, 512, 64}, {8, 64, 16}, {3, 20, 5}, {128, 32, 16}, {1, 7, 1}};
+
+TEST(LatentAttention, IsExpandedAttentionWithOneSharedKey) {
+    Tensors make(1);
+    for (const Isa isa : isas())
+        for (const auto& [heads, c, r] : kShapes)
+            for (const int32_t history : {0, 200}) {
+                const Problem p(make, heads, c, r, {5, 1, 30, 1}, history);
+                ThreadPool pool(2);
+                CpuOps ops(pool, isa);
+                p.run(ops);
+                // The same keys and values, repeated for every head.
+                const int64_t m = p.latents.dim(0);
+                const Tensor k = make.empty(DType::kF32, {m, heads, c + r}),
+                             o = make.empty(DType::kF32, {p.q.dim(0), heads, c});
+                const Tensor lse = make.empty(DType::kF32, {p.q.dim(0), heads});
+                Tensor repeated = k;
+                repeated.stride = {c + r, 0, 1};
+                repeated.data = p.latents.data;
+                ops.copy(k, repeated);
+                ops.attention(o, lse, p.q, k, {}, k.slice(2, 0, c), p.spans, p.scale);
+                EXPECT_EQ(bytes_of(o) == bytes_of(p.u), true) << heads << " heads";
+                EXPECT_EQ(bytes_of(lse) == bytes_of(p.lse), true) << heads << " heads";
+            }
+}
+
+TEST(LatentAttention, GivesTheSameBytesOnEveryInstructionSetAndAnyThreads) {
+    Tensors make(2);
+    for (const auto& [heads, c, r] : kShapes)
+        for (const int32_t history : {3, 500}) {
+            const Problem p(make, heads, c, r, {1}, history);
+            expect_same_bytes_everywhere({p.u, p.lse}, [&](CpuOps& ops) { p.run(ops); });
+            const Problem batch(make, heads, c, r, {1, 4, 1, 20}, history);
+            expect_same_bytes_everywhere({batch.u, batch.lse}, [&](CpuOps& ops) { batch.run(ops); });
+        }
+}
+
+TEST(LatentAttention, ReadsPagesAsIfTheyWereContiguous) {
+    Tensors make(3);
+    ThreadPool pool(2);
+    CpuOps ops(pool);
+    const Problem p(make, 4, 48, 16, {5, 1, 70}, 130);
+    for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+        const Tensor rounded = make.empty(type, {p.latents.dim(0), p.latents.dim(1)});
+        ops.copy(rounded, p.latents);
+        ops.copy(p.latents, rounded);
+        p.run(ops);
+        const std::string u = bytes_of(p.u), lse = bytes_of(p.lse);
+        ops.latent_attention(p.u, p.lse, p.q, rounded, p.spans, p.scale);
+        EXPECT_EQ(u == bytes_of(p.u), true) << name_of(type);
+        for (const int64_t block : {1, 16, 64, 100}) {
+            Tensor pages;
+            const Spans spans = paged(make, ops, p, type, block, pages);
+            ops.latent_attention(p.u, p.lse, p.q, pages, spans, p.scale);
+            EXPECT_EQ(u == bytes_of(p.u), true) << name_of(type) << " in pages of " << block;
+            EXPECT_EQ(lse == bytes_of(p.lse), true) << name_of(type) << " in pages of " << block;
+        }
+    }
+}
+
+TEST(LatentAttention, OfARowDoesNotDependOnTheOthers) {
+    Tensors make(4);
+    ThreadPool pool(2);
+    CpuOps ops(pool);
+    const Problem p(make, 6, 40, 8, {150}, 0);
+    p.run(ops);
+    for (const int32_t chunk : {1, 9, 64}) {
+        const Tensor u = make.empty(DType::kF32, {150, 6, 40}), lse = make.empty(DType::kF32, {150, 6});
+        for (int32_t begin = 0; begin < 150; begin += chunk) {
+            const int32_t end = std::min(begin + chunk, 150);
+            ops.latent_attention(u.slice(0, begin, end), lse.slice(0, begin, end), p.q.slice(0, begin, end),
+                                 p.latents.slice(0, 0, end), make.spans({end - begin}, begin), p.scale);
+        }
+        EXPECT_EQ(bytes_of(u) == bytes_of(p.u), true) << "chunks of " << chunk;
+        EXPECT_EQ(bytes_of(lse) == bytes_of(p.lse), true) << "chunks of " << chunk;
+    }
+    // Three of the six heads alone.
+    const Tensor q = make.empty(DType::kF32, {150, 3, 48}), u = make.empty(DType::kF32, {150, 3, 40}),
+                 lse = make.empty(DType::kF32, {150, 3}), expected = make.empty(DType::kF32, {150, 3, 40});
+    ops.copy(q, p.q.slice(1, 2, 5));
+    ops.copy(expected, p.u.slice(1, 2, 5));
+    ops.latent_attention(u, lse, q, p.latents, p.spans, p.scale);
+    EXPECT_EQ(bytes_of(u) == bytes_of(expected), true);
+}
+
+}  // namespace
+}  // namespace fathom
