@@ -69,15 +69,41 @@ size_t class_end(std::string_view pattern, size_t open) {
 // White_Space without U+180E: the controls, U+0085 and category Z.
 constexpr std::string_view kSpaceItems = "\\t-\\r\\x{85}\\p{Z}";
 
+// \p{Han} means Script=Han everywhere but in PCRE2, where it means Script_Extensions and takes in U+30FB. Gives the rewritten
+// property that starts at `at`, or "" when there is nothing to rewrite, and moves `at` to its last character.
+std::string rewrite_script(std::string_view pattern, size_t& at) {
+    const std::string_view start = pattern.substr(at, 3);
+    const size_t close = pattern.find('}', at);
+    if ((start != "\\p{" && start != "\\P{") || close == pattern.npos || close < at + 6)
+        return {};  // general categories are short
+    std::string script = std::string(start) + "sc:" + std::string(pattern.substr(at + 3, close - at - 2));
+    int error = 0;
+    size_t offset = 0;
+    pcre2_code* code =
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(script.data()), script.size(), PCRE2_UTF, &error, &offset, nullptr);
+    if (!code) return {};  // some other property, such as Alphabetic
+    pcre2_code_free(code);
+    at = close;
+    return script;
+}
+
 std::string rewrite_class(std::string_view body) {
-    if (body.find("&&") != body.npos) return rewrite_intersection(body);
+    std::string intersection;
+    if (body.find("&&") != body.npos) {
+        intersection = rewrite_intersection(body);
+        body = std::string_view(intersection).substr(1, intersection.size() - 2);
+    }
     std::string result = "[";
     for (size_t i = 0; i < body.size(); ++i) {
         if (body[i] == '\\' && i + 1 < body.size()) {
-            if (body[i + 1] == 's')
+            if (body[i + 1] == 's') {
                 result += kSpaceItems;
-            else
+            } else if (const std::string script = rewrite_script(body, i); !script.empty()) {
+                result += script;
+                continue;
+            } else {
                 result.append(body.substr(i, 2));
+            }
             ++i;
         } else {
             if (body[i] == '[') result += '\\';  // a bracket inside a class is literal, never the start of [:name:]
@@ -99,7 +125,9 @@ std::string rewrite_class(std::string_view body) {
 std::string to_pcre2_dialect(std::string_view pattern) {
     std::string result;
     for (size_t i = 0; i < pattern.size(); ++i) {
-        if (pattern[i] == '\\' && i + 1 < pattern.size()) {
+        if (const std::string script = rewrite_script(pattern, i); !script.empty()) {
+            result += script;
+        } else if (pattern[i] == '\\' && i + 1 < pattern.size()) {
             const char escaped = pattern[++i];
             if (escaped == 's')
                 result.append("[").append(kSpaceItems).append("]");
