@@ -65,7 +65,7 @@ void TokenShard::read_header() {
     constexpr const char* kAgain = "prepare the data again with fathom data prepare";
     const auto bytes = file_.bytes();
     RawHeader raw{};
-    std::memcpy(&raw, bytes.data(), std::min(bytes.size(), sizeof raw));
+    std::copy_n(bytes.begin(), std::min(bytes.size(), sizeof raw), reinterpret_cast<std::byte*>(&raw));
     if (std::string_view(raw.magic, kMagic.size()) != kMagic)
         fail(fmt::format("not a token shard (no FTOK at its start); {}", kAgain));
     if (bytes.size() >= 8 && raw.version != kTokenShardVersion)

@@ -38,7 +38,7 @@ struct ShardHeader {
     int64_t text_bytes = 0;
 };
 
-// A read-only shard. Opening it checks everything: sizes, checksum, offsets and ids (about 2 GB/s), so that reading need not.
+// A read-only shard. Opening it checks everything: sizes, checksum, offsets and ids, so that reading need not.
 class TokenShard {
 public:
     // Throws Error{kIo} when unreadable, Error{kInput} when it is not a whole and unharmed shard of this version.
