@@ -1,0 +1,71 @@
+#include <fmt/format.h>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "app/verb.h"
+#include "cpu/cpu_ops.h"
+#include "train/run.h"
+
+namespace fathom {
+namespace {
+
+struct TrainOptions {
+    std::string config;
+    std::vector<std::string> overrides;
+    std::string resume;
+    bool print_config = false;
+};
+
+void report(const RunSummary& summary, const Globals& globals) {
+    if (globals.json) {
+        nlohmann::ordered_json json{
+            {"steps", summary.steps}, {"first_step", summary.first_step}, {"tokens", summary.tokens}, {"loss", summary.loss}};
+        if (summary.valid_loss) json["val_loss"] = *summary.valid_loss;
+        json["checkpoint"] = summary.checkpoint.string();
+        json["interrupted"] = summary.interrupted;
+        std::cout << json.dump() << "\n";
+        return;
+    }
+    fmt::print("{} step {}, {} tokens, loss {:.4f}{}\ncheckpoint {}\n", summary.interrupted ? "stopped at" : "finished",
+               summary.steps, human_count(static_cast<double>(summary.tokens)), summary.loss,
+               summary.valid_loss ? fmt::format(", validation {:.4f}", *summary.valid_loss) : "", summary.checkpoint.string());
+}
+
+void train(const TrainOptions& options, const Globals& globals) {
+    const TrainConfig config = TrainConfig::load(options.config, options.overrides);
+    if (options.print_config) {
+        fmt::print("{}", config.text);
+        return;
+    }
+    ThreadPool threads(globals.threads);
+    CpuOps ops(threads);
+    const RunSummary summary = run_training(config, ops, threads, {options.resume, globals.deterministic, globals.progress()});
+    report(summary, globals);
+    if (summary.interrupted) throw Error(ErrorKind::kInterrupted, "interrupted: saved; continue with --resume auto");
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Globals& globals) {
+    auto options = std::make_shared<TrainOptions>();
+    CLI::App* verb = app.add_subcommand("train", "Pre-train a model on text or token shards");
+    verb->footer(
+        "Examples:\n"
+        "  fathom train run.toml\n"
+        "  fathom train run.toml training.steps=2000 optimizer.lr=1e-3 job.dir=runs/b\n"
+        "  fathom train run.toml --resume auto      go on after a stop or a crash, to the bit\n");
+    verb->add_option("config", options->config, "TOML file (docs/verbs/train.md lists the keys)")
+        ->required()
+        ->type_name("FILE");
+    verb->add_option("overrides", options->overrides, "section.key=value, on top of the file");
+    verb->add_option("--resume", options->resume,
+                     "auto: continue if job.dir holds a checkpoint, else start; latest; or a checkpoint folder")
+        ->type_name("auto|latest|PATH");
+    verb->add_flag("--print-config", options->print_config, "print the effective configuration and stop");
+    verb->callback([options, &globals] { train(*options, globals); });
+}
+
+}  // namespace fathom

@@ -1,0 +1,33 @@
+// A training run as a folder: config.toml, metrics.jsonl, tb/, checkpoints/step-.../, and data/ when text had to be tokenised.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "base/progress.h"
+#include "base/threads.h"
+#include "train/config.h"
+
+namespace fathom {
+
+struct RunOptions {
+    std::string resume;  // "": a new run; "auto": go on if there is something to go on from; "latest"; or a checkpoint's path
+    bool deterministic = false;
+    ProgressMode progress = ProgressMode::kAuto;
+};
+
+struct RunSummary {
+    int64_t first_step = 0, steps = 0;  // steps done before this start, and in all
+    int64_t tokens = 0;
+    double loss = 0;  // of the last step
+    std::optional<double> valid_loss;
+    std::filesystem::path checkpoint;
+    bool interrupted = false;  // Ctrl-C: saved and stopped
+};
+
+// Trains to training.steps. Throws Error{kUsage} when the folder holds a run and `resume` does not say what to do with it, or
+// when another process is running in it.
+[[nodiscard]] RunSummary run_training(const TrainConfig& config, Ops& ops, ThreadPool& threads, const RunOptions& options);
+
+}  // namespace fathom

@@ -1,0 +1,26 @@
+// Training checkpoints: a Hugging Face folder that any tool can load, plus what a resumed run needs to continue to the bit.
+//   step-00000100/config.json, model.safetensors, tokenizer files    the model
+//                /optimizer/model.safetensors                       f32 masters (of bf16 parameters) and moments
+//                /trainer.json                                      step, tokens, data position
+// Nothing in them names a path, a time or a machine, so equal runs write equal bytes.
+#pragma once
+
+#include <filesystem>
+#include <vector>
+
+#include "train/trainer.h"
+
+namespace fathom {
+
+// Writes `folder`/step-... whole or not at all (a .partial folder renamed at the end), then removes all but the last `keep`.
+void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& model, Ops& ops, Trainer& trainer,
+                              const std::filesystem::path& tokenizer, int64_t keep);
+
+// Fills parameters, masters, moments, router biases and the trainer's position. Throws Error{kInput} when the checkpoint is of
+// another model.
+void load_training_checkpoint(const std::filesystem::path& checkpoint, DeepSeek& model, Ops& ops, Trainer& trainer);
+
+// Complete checkpoints of a run, oldest first.
+[[nodiscard]] std::vector<std::filesystem::path> training_checkpoints(const std::filesystem::path& folder);
+
+}  // namespace fathom
