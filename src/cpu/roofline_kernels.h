@@ -16,6 +16,7 @@ struct RooflineLoops {
         std::array<Vector, kStreams> total;
         total.fill(Vector::zero());
         for (int64_t i = 0; i < count; i += 128) {
+#pragma GCC unroll 16
             for (int s = 0; s < kStreams; ++s) total[s] = total[s] + Vector::load(values + i + s * kLanes);
         }
         for (int s = 1; s < kStreams; ++s) total[0] = total[0] + total[s];
@@ -27,6 +28,7 @@ struct RooflineLoops {
         for (int c = 0; c < kChains; ++c) x[c] = Vector::all(static_cast<float>(c));
         const Vector a = Vector::all(0.999f), b = Vector::all(0.001f);
         for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12  // or the chains live in memory: half the rate
             for (int c = 0; c < kChains; ++c) x[c] = Vector::fma(x[c], a, b);
         }
         for (int c = 1; c < kChains; ++c) x[0] = x[0] + x[c];
