@@ -44,26 +44,53 @@ std::string_view header_text(std::span<const std::byte> bytes) {
     return {reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length};
 }
 
-// The DOM keeps the last of several equal keys, so these are caught on the way in.
-Json parse_header(std::string_view text) {
-    std::unordered_set<std::string> names, fields;
-    const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-        if (depth > kMaxDepth) fail(fmt::format("the header is nested too deeply; {}", kAgain));
-        if (event == Json::parse_event_t::object_start && depth == 1) fields.clear();
-        if (event != Json::parse_event_t::key) return true;
-        if (depth == 1 && !names.insert(parsed.get<std::string>()).second)
-            fail(fmt::format("tensor {}: listed twice; {}", parsed.get<std::string>(), kAgain));
-        if (depth == 2 && !fields.insert(parsed.get<std::string>()).second)
-            fail(fmt::format("the header repeats the key {}; {}", parsed.get<std::string>(), kAgain));
+// A first pass over the header for what the DOM cannot tell: of equal keys it keeps the last. (Its own callbacks could, but
+// make parsing quadratic in the number of tensors.)
+class HeaderGuard : public nlohmann::json_sax<Json> {
+public:
+    bool key(string_t& name) override {
+        if (depth_ == 1 && !names_.insert(name).second) fail(fmt::format("tensor {}: listed twice; {}", name, kAgain));
+        if (depth_ == 2 && !fields_.insert(name).second) fail(fmt::format("the header repeats the key {}; {}", name, kAgain));
         return true;
-    };
-    try {
-        Json header = Json::parse(text, watch);
-        if (!header.is_object()) fail(fmt::format("the header is not a JSON object; {}", kAgain));
-        return header;
-    } catch (const Json::exception& e) {
+    }
+    bool start_object(size_t) override {
+        if (depth_ == 1) fields_.clear();
+        return enter();
+    }
+    bool start_array(size_t) override { return enter(); }
+    bool end_object() override { return leave(); }
+    bool end_array() override { return leave(); }
+    bool null() override { return true; }
+    bool boolean(bool) override { return true; }
+    bool number_integer(number_integer_t) override { return true; }
+    bool number_unsigned(number_unsigned_t) override { return true; }
+    bool number_float(number_float_t, const string_t&) override { return true; }
+    bool string(string_t&) override { return true; }
+    bool binary(binary_t&) override { return true; }
+    bool parse_error(size_t, const std::string&, const Json::exception& e) override {
         fail(fmt::format("the header is not valid JSON ({}); {}", e.what(), kAgain));
     }
+
+private:
+    bool enter() {
+        if (++depth_ > kMaxDepth) fail(fmt::format("the header is nested too deeply; {}", kAgain));
+        return true;
+    }
+    bool leave() {
+        --depth_;
+        return true;
+    }
+
+    std::unordered_set<std::string> names_, fields_;
+    int depth_ = 0;
+};
+
+Json parse_header(std::string_view text) {
+    HeaderGuard guard;
+    Json::sax_parse(text, &guard);
+    Json header = Json::parse(text);
+    if (!header.is_object()) fail(fmt::format("the header is not a JSON object; {}", kAgain));
+    return header;
 }
 
 SafetensorsMetadata parse_metadata(const Json& object) {
