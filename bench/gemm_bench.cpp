@@ -128,7 +128,7 @@ void add_products(Cases& cases) {
     }
     cases.add("32 experts x 512 rows 256 -> 128 bf16", Form::kForward, bf16, 32, 512, 256, 128, true);
     cases.add("32 experts x 12 rows 2048 -> 1408 bf16", Form::kForward, bf16, 32, 12, 2048, 1408, true);
-    for (const int64_t n : {1, 2, 4, 6, 8, 12, 16})
+    for (const int64_t n : {1, 2, 4, 8, 12, 16, 24, 32})
         cases.add(fmt::format("{} rows 16 x [4096, 4096] bf16", n), Form::kForward, bf16, 16, n, 4096, 4096, false);
     cases.add("1 row 8 x [4096, 4096] f32", Form::kForward, DType::kF32, 8, 1, 4096, 4096, false);
     cases.add("1 row 16 x [4096, 4096] f16", Form::kForward, DType::kF16, 16, 1, 4096, 4096, false);

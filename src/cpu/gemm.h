@@ -44,11 +44,11 @@ struct GemmTile {
     int64_t m0 = 0, m1 = 0, n0 = 0, n1 = 0;
 };
 
-// Packed operands are cut to these sizes: A (kMaxM x kMaxK, 168 KB) and B (kMaxK x kMaxN, 512 KB) fit in a 1 MB L2 together.
+// Packed operands are cut to these sizes: 192 KB of A and 512 KB of B fit in a 1 MB L2 together.
 struct GemmBlocking {
-    static constexpr int64_t kMaxM = 168, kMaxN = 512, kMaxK = 256;
-    static constexpr int64_t kSlack = 16;  // packing A writes whole vectors, so a few floats beyond the last
-    static constexpr int64_t kScratchFloats = kMaxM * kMaxK + kSlack + kMaxK * kMaxN;
+    static constexpr int64_t kMaxN = 512, kMaxK = 256;
+    static constexpr int64_t kPackedA = 192 * kMaxK;  // floats; a vector's width per sliver and k
+    static constexpr int64_t kScratchFloats = kPackedA + kMaxK * kMaxN;
 };
 
 // Computes one tile; `scratch` has GemmBlocking::kScratchFloats floats. One function per instruction set.

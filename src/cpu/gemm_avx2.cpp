@@ -9,7 +9,7 @@ namespace {
 struct Lanes8 {
     using Float = __m256;
     static constexpr int kLanes = 8, kRows = 6;
-    static constexpr int kStreamRows = 4, kSums = 12;  // gemm_stream.h
+    static constexpr int kStreamRows = 4, kSums = 12, kFewRows = 12;  // gemm_stream.h
 
     static Float zero() { return _mm256_setzero_ps(); }
     static Float broadcast(float x) { return _mm256_set1_ps(x); }

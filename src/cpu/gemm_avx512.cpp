@@ -9,7 +9,7 @@ namespace {
 struct Lanes16 {
     using Float = __m512;
     static constexpr int kLanes = 16, kRows = 14;
-    static constexpr int kStreamRows = 8, kSums = 24;  // gemm_stream.h
+    static constexpr int kStreamRows = 8, kSums = 24, kFewRows = 24;  // gemm_stream.h
 
     static Float zero() { return _mm512_setzero_ps(); }
     static Float broadcast(float x) { return _mm512_set1_ps(x); }

@@ -1,4 +1,4 @@
-// The operand B of a product, read as f32 vectors (see gemm_tile.h for why everything here has internal linkage).
+// How rows are dealt out, and the operand B read as f32 vectors (see gemm_tile.h for why everything here has internal linkage).
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,15 @@
 
 namespace fathom {
 namespace {
+
+// Rows [m0, m1) in as few slivers as `rows` per sliver allow, of sizes that differ by at most one: no sliver is left with one
+// row.
+struct Slivers {
+    int64_t begin, end, count;
+
+    Slivers(int64_t m0, int64_t m1, int64_t rows) : begin(m0), end(m1), count((m1 - m0 + rows - 1) / rows) {}
+    int64_t at(int64_t i) const { return begin + (end - begin) * i / count; }
+};
 
 // The stored matrix with its element type known.
 template <class T>

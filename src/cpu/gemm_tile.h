@@ -1,6 +1,6 @@
 // One tile of C (+)= A B, for any vector type V (gemm_avx2.cpp, gemm_avx512.cpp). After BLIS (Van Zee and van de Geijn 2015):
 //   for each block of <= 256 k:  pack B into panels [k][2 vectors] of f32
-//     for each block of rows:    pack A into slivers [k][R], R <= V::kRows
+//     for each block of rows:    pack A into slivers [k][1 vector] of up to V::kRows rows
 //       for each panel, sliver:  the kernel keeps R x 2 vectors of C in registers and runs over k
 // A block of k after the first starts from the sums in C. Conversions from bf16, f16 and fp8 happen while packing, once per
 // element and tile. 2 FLOP per (row, column, k); 4 (m k + k n + 2 m n k/256) bytes from L2.
@@ -22,7 +22,7 @@ namespace {
 
 // ---- kernel --------------------------------------------------------------------------------------------------------------
 
-// c[0:R, 0:2 lanes] (+)= sum_k a[k][0:R] b[k][0:2 lanes].
+// c[0:R, 0:2 lanes] (+)= sum_k a[k][0:R] b[k][0:2 lanes]; a[k] is one vector wide, of which R <= V::kRows lanes count.
 template <class V, int R>
 void kernel(int64_t k, const float* a, const float* b, float* c, int64_t c_row, bool from_zero) {
     typename V::Float left[R], right[R];
@@ -31,7 +31,7 @@ void kernel(int64_t k, const float* a, const float* b, float* c, int64_t c_row, 
         left[r] = from_zero ? V::zero() : V::load(c + r * c_row);
         right[r] = from_zero ? V::zero() : V::load(c + r * c_row + V::kLanes);
     }
-    for (; k > 0; --k, a += R, b += 2 * V::kLanes) {
+    for (; k > 0; --k, a += V::kLanes, b += 2 * V::kLanes) {
         const auto b0 = V::load(b), b1 = V::load(b + V::kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -69,29 +69,37 @@ void edge_kernel(int rows, int64_t k, const float* a, const float* b, float* c, 
     for (int r = 0; r < rows; ++r) std::memcpy(c + r * c_row, side + r * kWidth, bytes);
 }
 
+// Rows 0 .. count of at most kRows, `stride` apart.
+template <class V, int kRows = V::kLanes, class Row>
+void store_rows(float* to, int64_t stride, int count, Row row) {
+    if (count == kRows) {
+#pragma GCC unroll 32
+        for (int i = 0; i < kRows; ++i) V::store(to + i * stride, row(i));
+    } else {
+        for (int i = 0; i < count; ++i) V::store(to + i * stride, row(i));
+    }
+}
+
 // ---- packing A -----------------------------------------------------------------------------------------------------------
 
-// to[l][0:rows] = a[r a_row + l a_k]. Writes up to GemmBlocking::kSlack floats beyond the end.
+// to[l][r] = a[r a_row + l a_k] for r < rows; the other lanes are undefined.
 template <class V>
 void pack_sliver(float* to, const float* a, int64_t a_row, int64_t a_k, int rows, int64_t k) {
-    if (a_row == 1) {
-        for (int64_t l = 0; l < k; ++l) V::store(to + l * rows, V::load_first(a + l * a_k, rows));
+    if (a_row == 1) {  // dy^T
+        for (int64_t l = 0; l < k; ++l) V::store(to + l * V::kLanes, V::load_first(a + l * a_k, rows));
         return;
     }
-    if (a_k != 1) {
-        for (int64_t l = 0; l < k; ++l)
-            for (int r = 0; r < rows; ++r) to[l * rows + r] = a[r * a_row + l * a_k];
-        return;
-    }
-    typename V::Float square[V::kLanes];
-    for (int64_t l = 0; l < k; l += V::kLanes) {
+    for (int64_t l = 0; l < k; l += V::kLanes, a += V::kLanes, to += V::kLanes * V::kLanes) {
+        typename V::Float square[V::kLanes];
+        const float* from = a;
         const int count = static_cast<int>(std::min<int64_t>(V::kLanes, k - l));
 #pragma GCC unroll 16
-        for (int r = 0; r < V::kLanes; ++r) square[r] = r >= rows ? V::zero() : V::load_first(a + r * a_row + l, count);
+        for (int r = 0; r < V::kLanes; ++r) {
+            square[r] = count == V::kLanes ? V::load(from) : V::load_first(from, count);
+            if (r + 1 < rows) from += a_row;
+        }
         V::transpose(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < V::kLanes; ++i)
-            if (i < count) V::store(to + (l + i) * rows, square[i]);
+        store_rows<V>(to, V::kLanes, count, [&](int i) { return square[i]; });
     }
 }
 
@@ -114,13 +122,11 @@ template <class V, class T>
 void pack_half_transposed(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
     const int64_t width = 2 * V::kLanes;
     constexpr int kDepth = Square<V, T>::kDepth;
-    Square<V, T> square;
     for (int64_t l = 0; l < k; l += kDepth) {
         const int count = static_cast<int>(std::min<int64_t>(kDepth, k - l));
+        Square<V, T> square;
         square.load(b, n0, n, k0 + l, count);
-#pragma GCC unroll 32
-        for (int i = 0; i < kDepth; ++i)
-            if (i < count) V::store(panel + (l + i) * width, square.at(i));
+        store_rows<V, kDepth>(panel + l * width, width, count, [&](int i) { return square.at(i); });
     }
 }
 
@@ -156,14 +162,6 @@ void pack_b(float* to, const GemmMatrix& matrix, int64_t k0, int64_t k, int64_t 
 
 // ---- tile ----------------------------------------------------------------------------------------------------------------
 
-// Rows [m0, m1) in as few slivers as V::kRows allows, of sizes that differ by at most one: no sliver is left with one row.
-struct Slivers {
-    int64_t begin, end, count;
-
-    Slivers(int64_t m0, int64_t m1, int64_t rows) : begin(m0), end(m1), count((m1 - m0 + rows - 1) / rows) {}
-    int64_t at(int64_t i) const { return begin + (end - begin) * i / count; }
-};
-
 // One block of k against one block of rows, both packed.
 template <class V>
 void multiply_block(const GemmTile& tile, const Slivers& slivers, int64_t k, const float* a, const float* b, bool from_zero) {
@@ -179,18 +177,19 @@ void multiply_block(const GemmTile& tile, const Slivers& slivers, int64_t k, con
                 kKernels<V>[static_cast<size_t>(rows - 1)](k, sliver, b, c, p.c_row, from_zero);
             else
                 edge_kernel<V>(rows, k, sliver, b, c, p.c_row, static_cast<int>(tile.n1 - n), from_zero);
-            sliver += rows * k;
+            sliver += V::kLanes * k;
         }
     }
 }
 
+// At most GemmBlocking::kMaxN columns.
 template <class V>
 void multiply_tile(const GemmTile& tile, float* scratch) {
-    const GemmProduct& p = *tile.product;
     if (stream_tile<V>(tile)) return;
+    const GemmProduct& p = *tile.product;
     float* const a = scratch;
-    float* const b = scratch + GemmBlocking::kMaxM * GemmBlocking::kMaxK + GemmBlocking::kSlack;
-    const int64_t block_m = GemmBlocking::kMaxM / V::kRows * V::kRows;
+    float* const b = scratch + GemmBlocking::kPackedA;
+    const int64_t block_m = GemmBlocking::kPackedA / (GemmBlocking::kMaxK * V::kLanes) * V::kRows;
     for (int64_t k0 = 0; k0 == 0 || k0 < p.k; k0 += GemmBlocking::kMaxK) {
         const int64_t k = std::min(GemmBlocking::kMaxK, p.k - k0);
         pack_b<V>(b, p.b, k0, k, tile.n0, tile.n1);
@@ -201,7 +200,7 @@ void multiply_tile(const GemmTile& tile, float* scratch) {
                 const int64_t m = slivers.at(i);
                 const auto rows = static_cast<int>(slivers.at(i + 1) - m);
                 pack_sliver<V>(sliver, p.a + m * p.a_row + k0 * p.a_k, p.a_row, p.a_k, rows, k);
-                sliver += rows * k;
+                sliver += V::kLanes * k;
             }
             multiply_block<V>(tile, slivers, k, a, b, k0 == 0 && !p.accumulate);
         }
