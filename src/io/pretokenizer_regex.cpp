@@ -68,6 +68,7 @@ size_t class_end(std::string_view pattern, size_t open) {
 
 // White_Space without U+180E: the controls, U+0085 and category Z.
 constexpr std::string_view kSpaceItems = "\\t-\\r\\x{85}\\p{Z}";
+constexpr std::string_view kWordItems = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";  // PCRE2 has no marks in \\w, but fractions
 
 // \p{Han} means Script=Han everywhere but in PCRE2, where it means Script_Extensions and takes in U+30FB. Gives the rewritten
 // property that starts at `at`, or "" when there is nothing to rewrite, and moves `at` to its last character.
@@ -98,6 +99,8 @@ std::string rewrite_class(std::string_view body) {
         if (body[i] == '\\' && i + 1 < body.size()) {
             if (body[i + 1] == 's') {
                 result += kSpaceItems;
+            } else if (body[i + 1] == 'w') {
+                result += kWordItems;
             } else if (const std::string script = rewrite_script(body, i); !script.empty()) {
                 result += script;
                 continue;
@@ -129,10 +132,11 @@ std::string to_pcre2_dialect(std::string_view pattern) {
             result += script;
         } else if (pattern[i] == '\\' && i + 1 < pattern.size()) {
             const char escaped = pattern[++i];
-            if (escaped == 's')
-                result.append("[").append(kSpaceItems).append("]");
-            else if (escaped == 'S')
-                result.append("[^").append(kSpaceItems).append("]");
+            const std::string_view items = escaped == 's' || escaped == 'S' ? kSpaceItems : kWordItems;
+            if (escaped == 's' || escaped == 'w')
+                result.append("[").append(items).append("]");
+            else if (escaped == 'S' || escaped == 'W')
+                result.append("[^").append(items).append("]");
             else
                 result.append({'\\', escaped});
         } else if (const size_t end = pattern[i] == '[' ? class_end(pattern, i) : pattern.npos; end != pattern.npos) {

@@ -39,9 +39,9 @@ private:
     bool jit_ = false;
 };
 
-// Rewrites what PCRE2 reads differently: \s (which there includes U+180E), scripts (which there mean Script_Extensions) and
-// class intersections of general categories, [\p{Lu}\p{M}&&[^\p{Han}]]. Throws Error{kInput} for an intersection of another
-// form.
+// Rewrites what PCRE2 reads differently: \s (which there includes U+180E), \w (without marks), scripts (which there mean
+// Script_Extensions) and class intersections of general categories, [\p{Lu}\p{M}&&[^\p{Han}]]. Throws Error{kInput} for an
+// intersection of another form.
 [[nodiscard]] std::string to_pcre2_dialect(std::string_view pattern);
 
 }  // namespace fathom

@@ -98,7 +98,7 @@ CharacterClasses::CharacterClasses() : classes_(kPlanes + kTagCount) {
     mark("\\p{N}+", kNumber);
     mark("[\\p{P}\\p{S}]+", kPunctuationOrSymbol);
     mark("\\s+", kSpace);
-    mark("[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}]+", kWord);
+    mark("\\w+", kWord);
 }
 
 void CharacterClasses::mark(std::string_view pattern, uint8_t bit) {

@@ -33,13 +33,17 @@ std::vector<AddedToken> select(const std::vector<AddedToken>& tokens, bool norma
     return chosen;
 }
 
-// The vocabulary with the added tokens in it, which take over ids that both have.
+// The vocabulary with the added tokens in it, which name the ids that both have.
 std::vector<Vocabulary::Entry> all_entries(const TokenizerParts& parts) {
     std::unordered_map<int32_t, const AddedToken*> added;
     for (const AddedToken& token : parts.added) added[token.id] = &token;
     std::vector<Vocabulary::Entry> entries;
-    for (const auto& entry : parts.vocabulary)
-        if (!added.contains(entry.id)) entries.push_back(entry);
+    for (const auto& entry : parts.vocabulary) {
+        const auto it = added.find(entry.id);
+        if (it != added.end() && it->second->content != entry.bytes) continue;
+        entries.push_back(entry);
+        if (it != added.end()) added.erase(it);
+    }
     for (const auto& [id, token] : added) entries.push_back({id, token->content, false});
     return entries;
 }
