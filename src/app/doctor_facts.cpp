@@ -52,6 +52,11 @@ auto tightest_cgroup_limit(Read&& read) -> decltype(read(fs::path())) {
     return tightest;
 }
 
+// What the first core sees. sysconf(3) counts all slices of a processor's L3, of which a core uses one.
+int64_t cache_bytes(const char* index) {
+    return parse_integer(read_system_file(fs::path("/sys/devices/system/cpu/cpu0/cache") / index / "size")).value_or(0) * 1024;
+}
+
 }  // namespace
 
 std::map<std::string, std::string> parse_fields(std::string_view text, char separator) {
@@ -87,9 +92,9 @@ CpuFacts read_cpu_facts() {
     for (const char* feature : kFeatures) {
         if (flags.find(fmt::format(" {} ", feature)) != flags.npos) facts.features.emplace_back(feature);
     }
-    facts.l1d = std::max<int64_t>(::sysconf(_SC_LEVEL1_DCACHE_SIZE), 0);
-    facts.l2 = std::max<int64_t>(::sysconf(_SC_LEVEL2_CACHE_SIZE), 0);
-    facts.l3 = std::max<int64_t>(::sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
+    facts.l1d = cache_bytes("index0");
+    facts.l2 = cache_bytes("index2");
+    facts.l3 = cache_bytes("index3");
     return facts;
 }
 
