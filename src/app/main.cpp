@@ -23,14 +23,18 @@ struct Verb {
     void (*add)(CLI::App&, Globals&);
 };
 
-// In the order of --help.
+// In the order of --help, one line per verb.
+// clang-format off
 constexpr Verb kVerbs[] = {
     {"Data", add_tokenize},
+    {"Data", add_data},
     {"Data", add_tokenizer},
+    {"Train", add_train},
     {"Look", add_plot},
     {"Look", add_doctor},
     {"Look", add_completion},
 };
+// clang-format on
 
 constexpr const char* kExamples =
     "Examples:\n"

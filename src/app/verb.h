@@ -1,7 +1,10 @@
-// What every verb of the fathom binary shares. A verb is one file, src/app/<verb>.cpp, with one function add_<verb> that declares
-// its options on a CLI11 subcommand and sets a callback; main.cpp lists them and turns Errors into messages and exit codes.
-// Conventions: the verb's examples are its footer ("Examples:\n  fathom ..."), which --help prints first; options may be gathered
-// under a title with ->group("Sampling"); values get a ->type_name("N"); defaults are shown without being written down again.
+// What every verb of the fathom binary shares. A verb is one file, src/app/<verb>.cpp, with one function add_<verb> that
+// declares its options on a CLI11 subcommand and sets a callback; main.cpp lists them and turns Errors into messages and exit
+// codes.
+//
+// Conventions: the verb's examples are its footer ("Examples:\n  fathom ..."), which --help prints first; options may be
+// gathered under a title with ->group("Sampling"); values get a ->type_name("N"); defaults are shown without being written
+// down again.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -13,10 +16,10 @@ namespace fathom {
 
 // Options that mean the same for every verb.
 struct Globals {
-    int threads = 0;             // --threads N; 0 = all
-    bool json = false;           // --json: tables and results as JSON on stdout, nothing else there
-    bool quiet = false;          // --quiet: no progress
-    bool deterministic = false;  // --deterministic: batch-invariant arithmetic (docs/decisions/001)
+    int threads = 0;              // --threads N; 0 = all
+    bool json = false;            // --json: tables and results as JSON on stdout, nothing else there
+    bool quiet = false;           // --quiet: no progress
+    bool deterministic = false;   // --deterministic: batch-invariant arithmetic (docs/decisions/001)
     std::string device = "auto";  // --device auto|cpu|cuda[:n]
 
     [[nodiscard]] ProgressMode progress() const { return quiet ? ProgressMode::kQuiet : ProgressMode::kAuto; }
