@@ -171,7 +171,7 @@ def answers(recipe: Recipe, weights, rng) -> tuple[dict[str, np.ndarray], dict, 
 
 
 def stored(name: str, value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32 if ds.is_buffer(name) else ml_dtypes.bfloat16)
+    return value.astype(np.float32 if ds.is_buffer(name) else ml_dtypes.bfloat16, order="C")
 
 
 def make(folder: Path, name: str, recipe: Recipe) -> None:
@@ -183,7 +183,8 @@ def make(folder: Path, name: str, recipe: Recipe) -> None:
             break
     folder.mkdir(parents=True, exist_ok=True)
     weights = {n: stored(n, v) for n, v in weights.items()}
-    golden = {n: v if v.dtype == np.int32 else v.astype(np.float32) for n, v in golden.items()}
+    # order: a transposed gradient is otherwise written as it lies in memory
+    golden = {n: v if v.dtype == np.int32 else v.astype(np.float32, order="C") for n, v in golden.items()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     (folder / "golden.safetensors").write_bytes(save(golden))
     (folder / "config.json").write_text(json.dumps(recipe.config, indent=1) + "\n")
