@@ -1,71 +1,40 @@
-#!/usr/bin/env python3
-"""Compare `fathom tokenize` with the Hugging Face package `tokenizers`, id by id, and load what `fathom tokenizer train` writes.
+"""Compares `fathom tokenize` with the Hugging Face `tokenizers` package, line by line over text files.
 
-usage: check_tokenizer.py BINARY [--full]
+    python tools/check_tokenizer.py build/fathom models/stories TEXT_FILE...
 
-Tokenizers: one trained here from this repository's own texts, models/stories, and ../shared/data/tokenizers where it exists.
-Texts: this repository's documents, and random strings over scripts, spaces and controls; --full takes twenty times as many.
+Exit code 1 at the first line whose ids differ.
 """
+
 import json
 import pathlib
-import random
 import subprocess
 import sys
-import tempfile
 
 from tokenizers import Tokenizer
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PIECES = (
-    [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "0", "12", "12345", "3.14", "a", "The", "the", "don't", "I'LL", "été", "naïve"]
-    + ["中文", "漢字", "ひらがな", "カタカナ", "한국어", "Привет", "γειά", "שלום", "مرحبا", "हिन्दी", "ไทย", "👍", "👩‍👩‍👧", "🇩🇪", "e\u0301"]
-    + ["{", "}", "();", "==", "//", "\\n", "…", "—", "«", "»", "½", "²", "_", "\x00", "\x7f", "\ufeff", "\u200d", "\U00020000"]
-)
 
-
-def texts(count):
-    documents = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")) + sorted(ROOT.glob("src/nn/*.cpp"))
-    result = [path.read_text(encoding="utf-8") for path in documents]
-    rng = random.Random(1)
-    for _ in range(count):
-        result.append("".join(rng.choice(PIECES) for _ in range(rng.randint(0, 40))))
-    return result
-
-
-def fathom_ids(binary, tokenizer, lines):
-    request = "".join(json.dumps({"text": text}) + "\n" for text in lines)
-    answer = subprocess.run([binary, "tokenize", str(tokenizer), "--jsonl", "--quiet"], input=request.encode(), capture_output=True, check=True)
-    return [json.loads(line)["ids"] for line in answer.stdout.decode().splitlines()]
-
-
-def compare(binary, path, lines):
-    reference = Tokenizer.from_file(str(path))
-    expected = [encoding.ids for encoding in reference.encode_batch(lines, add_special_tokens=False)]
-    got = fathom_ids(binary, path, lines)
-    wrong = [i for i in range(len(lines)) if i >= len(got) or got[i] != expected[i]]
-    for i in wrong[:3]:
-        print(f"  {lines[i]!r}\n    expected {expected[i]}\n    got      {got[i] if i < len(got) else None}")
-    print(f"{path.parent.name}: {len(lines)} texts, {sum(map(len, expected))} tokens, {len(wrong)} different")
-    return not wrong and len(got) == len(lines)
-
-
-def main():
-    binary, full = sys.argv[1], "--full" in sys.argv[2:]
-    lines = texts(40000 if full else 2000)
-    ok = True
-    with tempfile.TemporaryDirectory() as folder:
-        corpus, trained = pathlib.Path(folder) / "corpus.txt", pathlib.Path(folder) / "trained"
-        corpus.write_text("\n<|endoftext|>\n".join(lines), encoding="utf-8")
-        command = [binary, "tokenizer", "train", str(corpus), "--vocab-size", "2000", "--out", str(trained), "--quiet"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found = [trained / "tokenizer.json", ROOT / "models/stories/tokenizer.json"]
-        found += sorted((ROOT / "../shared/data/tokenizers").glob("*/tokenizer.json"))
-        for path in found:
-            if path.exists():
-                ok &= compare(binary, path, lines)
-            else:
-                print(f"{path.parent.name}: not there, not compared")
-    return 0 if ok else 1
+def main() -> int:
+    fathom, folder, *files = sys.argv[1:]
+    reference = Tokenizer.from_file(str(pathlib.Path(folder) / "tokenizer.json"))
+    lines = ["", " ", "<｜User｜>2+2?<｜Assistant｜><think>hm</think>4", "Ünïcode 猫 😀 12345\r\n\n  x"]
+    for file in files:
+        lines += pathlib.Path(file).read_text(encoding="utf-8").splitlines(keepends=True)
+    stdin = "".join(json.dumps({"text": line}) + "\n" for line in lines)
+    run = subprocess.run(
+        [fathom, "tokenize", folder, "--jsonl"],
+        input=stdin.encode(), stdout=subprocess.PIPE, check=True,
+    )
+    ours = [json.loads(line)["ids"] for line in run.stdout.splitlines()]
+    theirs = reference.encode_batch(lines, add_special_tokens=False)
+    if len(ours) != len(lines):
+        print(f"{len(lines)} lines went in, {len(ours)} came out")
+        return 1
+    for line, ids, expected in zip(lines, ours, theirs):
+        if ids != expected.ids:
+            print(f"different ids for {line!r}:\n  fathom     {ids}\n  tokenizers {expected.ids}")
+            return 1
+    print(f"{len(lines)} texts, {sum(map(len, ours))} tokens: all ids equal")
+    return 0
 
 
 if __name__ == "__main__":
