@@ -6,7 +6,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 if [[ ${1:-} == --one ]]; then  # what xargs runs below
     [[ $(date +%s) -lt $2 ]] || exit 0
-    clang-tidy -p build/dev --quiet "$3" 2>/dev/null || { echo "clang-tidy: findings in $3" && exit 1; }
+    clang-tidy-19 -p build/dev --quiet "$3" 2>/dev/null || { echo "clang-tidy: findings in $3" && exit 1; }
     echo "$3 ok"
     exit 0
 fi
