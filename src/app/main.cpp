@@ -30,6 +30,7 @@ constexpr Verb kVerbs[] = {
     {"Data", add_data},
     {"Data", add_tokenizer},
     {"Train", add_train},
+    {"Data", add_convert},
     {"Look", add_plot},
     {"Look", add_doctor},
     {"Look", add_completion},

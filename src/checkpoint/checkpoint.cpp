@@ -22,7 +22,10 @@ public:
 
     void run() {
         loaded_.model->visit([this](const std::string& name, Param& param) { bind(name, param); });
-        for (const DeepSeek::Alias& alias : loaded_.model->aliases()) used_.insert(alias.name);
+        for (const DeepSeek::Alias& alias : loaded_.model->aliases()) {
+            used_.insert(alias.name);
+            loaded_.has_copies = loaded_.has_copies || loaded_.files->find(alias.name).has_value();
+        }
         for (const std::string& name : loaded_.files->names()) {
             if (!used_.contains(name) && !ignorable(name)) problems_.push_back("unexpected " + name);
         }
@@ -142,7 +145,7 @@ TensorSpec spec_of(const std::string& name, const Tensor& tensor) {
     return {name, tensor.dtype, {tensor.shape.begin(), tensor.shape.begin() + tensor.rank}};
 }
 
-std::vector<SavedTensor> tensors_to_save(DeepSeek& model) {
+std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
     std::vector<SavedTensor> result;
     const auto add = [&](const std::string& name, const Weight& weight) {
         result.push_back({spec_of(name, weight.codes), weight.codes});
@@ -150,14 +153,15 @@ std::vector<SavedTensor> tensors_to_save(DeepSeek& model) {
         const std::string scale_name = name + std::string(kScaleSuffix);
         result.push_back({spec_of(scale_name, weight.scales), weight.scales});
     };
-    std::vector<std::pair<std::string, Weight>> shared;
+    std::vector<std::pair<std::string, Weight>> copies;
+    const std::vector<DeepSeek::Alias> aliases = with_copies ? model.aliases() : std::vector<DeepSeek::Alias>();
     model.visit([&](const std::string& name, Param& param) {
         add(name, param.weight);
-        for (const DeepSeek::Alias& alias : model.aliases()) {
-            if (alias.of == name) shared.emplace_back(alias.name, param.weight);
+        for (const DeepSeek::Alias& alias : aliases) {
+            if (alias.of == name) copies.emplace_back(alias.name, param.weight);
         }
     });
-    for (const auto& [name, weight] : shared) add(name, weight);
+    for (const auto& [name, weight] : copies) add(name, weight);
     return result;
 }
 
@@ -168,6 +172,10 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
     loaded.config = ModelConfig::load(directory);
     loaded.files = std::make_unique<SafetensorsFolder>(directory);
     if (!options.with_mtp || !has_mtp_tensors(*loaded.files, loaded.config)) loaded.config.num_nextn_predict_layers = 0;
+    if (options.dtype) {  // what a save will write
+        loaded.config.torch_dtype = *options.dtype == DType::kF32 ? "float32" : "bfloat16";
+        loaded.config.quantization_config.reset();
+    }
     loaded.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
     loaded.model = std::make_unique<DeepSeek>(loaded.config);
     try {
@@ -178,16 +186,15 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
     return loaded;
 }
 
-void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops,
-                const std::filesystem::path& copy_tokenizer_from, int64_t max_shard_bytes) {
-    const std::vector<SavedTensor> tensors = tensors_to_save(model);
+void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops, const SaveOptions& options) {
+    const std::vector<SavedTensor> tensors = tensors_to_save(model, options.with_copies);
     std::vector<TensorSpec> specs;
     std::unordered_map<std::string, Tensor> by_name;
     for (const SavedTensor& saved : tensors) {
         specs.push_back(saved.spec);
         by_name.emplace(saved.spec.name, saved.tensor);
     }
-    ShardedWriter writer(directory, specs, {{"format", "pt"}}, max_shard_bytes);
+    ShardedWriter writer(directory, specs, {{"format", "pt"}}, options.max_shard_bytes);
     for (const TensorSpec& spec : writer.order()) {
         const Tensor& tensor = by_name.at(spec.name);
         Buffer host = Buffer::host(tensor.bytes());
@@ -198,10 +205,10 @@ void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& op
     }
     writer.commit();
     write_text_atomically(directory / "config.json", model.config().to_json());
-    if (copy_tokenizer_from.empty()) return;
+    if (options.tokenizer.empty()) return;
     for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tiktoken.model", "generation_config.json"}) {
-        if (std::filesystem::exists(copy_tokenizer_from / name))
-            write_text_atomically(directory / name, read_text(copy_tokenizer_from / name));
+        if (std::filesystem::exists(options.tokenizer / name))
+            write_text_atomically(directory / name, read_text(options.tokenizer / name));
     }
 }
 

@@ -24,15 +24,21 @@ struct LoadedModel {
     std::unique_ptr<SafetensorsFolder> files;
     std::unique_ptr<Arena> weights;  // what had to be converted
     std::unique_ptr<DeepSeek> model;
+    bool has_copies = false;  // see SaveOptions::with_copies
 };
 
 // Reads config.json and the weights of `directory` (bf16, f16, f32, or FP8 e4m3 with weight_scale_inv). Throws Error{kInput}
 // with one list of all missing, unexpected and misshapen tensors, or naming a tensor that holds NaN.
 [[nodiscard]] LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options);
 
-// Writes config.json and the weights with the types they have in memory, in shards of at most 5 GB; complete or not at all.
-// `extra_files` (tokenizer.json, ...) are copied from the folder they name, when they exist.
-void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops,
-                const std::filesystem::path& copy_tokenizer_from = {}, int64_t max_shard_bytes = kMaxShardBytes);
+struct SaveOptions {
+    std::filesystem::path
+        tokenizer;             // a folder whose tokenizer files (and generation_config.json) are copied along; empty: none
+    bool with_copies = false;  // repeat the embedding and the head inside each MTP module, as DeepSeek's releases do
+    int64_t max_shard_bytes = kMaxShardBytes;
+};
+
+// Writes config.json and the weights with the types they have in memory; complete or not at all.
+void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops, const SaveOptions& options);
 
 }  // namespace fathom

@@ -326,6 +326,7 @@ TrainConfig TrainConfig::parse(std::string_view text, std::span<const std::strin
     read_training(root, config);
     read_balance(root, config);
     read_rest(root, base, config);
+    config.model.config.torch_dtype = config.training.dtype == DType::kF32 ? "float32" : "bfloat16";
     std::ostringstream effective;
     effective << root << "\n";
     config.text = effective.str();

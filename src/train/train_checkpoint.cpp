@@ -74,7 +74,7 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
     std::filesystem::remove_all(partial, ignored);  // of a run that was killed here
     try {
         std::filesystem::create_directories(partial);
-        save_model(partial, model, ops, tokenizer);
+        save_model(partial, model, ops, {.tokenizer = tokenizer});
         save_optimizer(partial / "optimizer", ops, trainer.optimizer());
         const nlohmann::ordered_json position{
             {"step", state.step}, {"tokens", state.tokens}, {"epoch", state.loader.epoch}, {"position", state.loader.position}};

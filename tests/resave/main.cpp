@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
         fathom::ThreadPool threads;
         fathom::CpuOps ops(threads);
         const fathom::LoadedModel loaded = fathom::load_model(argv[1], ops, {.dtype = {}, .with_mtp = true});
-        fathom::save_model(argv[2], *loaded.model, ops);
+        fathom::save_model(argv[2], *loaded.model, ops, {.with_copies = loaded.has_copies});
     } catch (const std::exception& error) {
         std::fprintf(stderr, "resave: %s\n", error.what());
         return 1;
