@@ -111,7 +111,7 @@ TEST(ChatFormat, SurvivesBrokenReplies) {
 
 TEST(ChatFormat, IsChosenByWhatTheTokenizerCanSay) {
     if (!std::filesystem::exists(test::shared_tokenizers())) GTEST_SKIP() << "needs ../shared/data/tokenizers";
-    const Tokenizer v3 = test::shared_tokenizer("deepseek-v3"), v2 = test::shared_tokenizer("deepseek-llm");
+    const Tokenizer &v3 = test::shared_tokenizer("deepseek-v3"), &v2 = test::shared_tokenizer("deepseek-llm");
     EXPECT_EQ(ChatFormat::choose(v3, "deepseek_v3", "DeepSeek-V3").style(), ChatStyle::kV3);
     EXPECT_EQ(ChatFormat::choose(v3, "deepseek_v3", "DeepSeek-R1").style(), ChatStyle::kR1);
     EXPECT_EQ(ChatFormat::choose(v3, "deepseek_v3", "DeepSeek-V3.1").style(), ChatStyle::kV31);

@@ -22,7 +22,7 @@ protected:
 };
 
 TEST_P(PublishedVectors, GiveTheSameIdsAndDecodeToTheText) {
-    const Tokenizer tokenizer = shared_tokenizer(GetParam());
+    const Tokenizer& tokenizer = shared_tokenizer(GetParam());
     const auto lines = json_lines(shared_text("vectors.jsonl"));
     ASSERT_EQ(lines.size(), 405u);
     for (const auto& line : lines) {
@@ -34,7 +34,7 @@ TEST_P(PublishedVectors, GiveTheSameIdsAndDecodeToTheText) {
 }
 
 TEST_P(PublishedVectors, OfLlamaCppGiveTheSameIds) {
-    const Tokenizer tokenizer = shared_tokenizer(GetParam());
+    const Tokenizer& tokenizer = shared_tokenizer(GetParam());
     if (GetParam() == "deepseek-v3") {
         for (const auto& line : json_lines(shared_text("deepseek-v3/vectors_llamacpp_inputs.jsonl")))
             EXPECT_EQ(tokenizer.encode(line.at("text").get<std::string>()), line.at("ids").get<Ids>());
@@ -66,7 +66,7 @@ class WikiText : public testing::TestWithParam<std::string> {};
 
 TEST_P(WikiText, ChunkOfAThirdPartyGivesTheSameIds) {
     if (!std::filesystem::exists(test::shared_tokenizers())) GTEST_SKIP() << "needs ../shared/data/tokenizers";
-    const Tokenizer tokenizer = shared_tokenizer(GetParam());
+    const Tokenizer& tokenizer = shared_tokenizer(GetParam());
     const auto lines = json_lines(shared_text(GetParam() + "/wikitext_chunk.jsonl"));
     Ids ids = tokenizer.encode(lines.at(0).at("text").get<std::string>());
     ids.insert(ids.begin(), tokenizer.bos_id().value());
@@ -79,7 +79,7 @@ INSTANTIATE_TEST_SUITE_P(Shared, WikiText, testing::Values("deepseek-v3", "deeps
 
 TEST(DeepseekV3Tokenizer, FindsSpecialTokensInsideText) {
     if (!std::filesystem::exists(test::shared_tokenizers())) GTEST_SKIP() << "needs ../shared/data/tokenizers";
-    const Tokenizer tokenizer = shared_tokenizer("deepseek-v3");
+    const Tokenizer& tokenizer = shared_tokenizer("deepseek-v3");
     for (const auto& line : json_lines(shared_text("deepseek-v3/vectors_special.jsonl")))
         EXPECT_EQ(tokenizer.encode(line.at("text").get<std::string>()), line.at("ids").get<Ids>());
     EXPECT_EQ(tokenizer.bos_id(), 0);
@@ -164,7 +164,7 @@ TEST(Tokenizer, NamesTheFileThatIsWrong) {
 
 TEST(DeepseekV3Tokenizer, EncodesAnyBytesWithoutLoss) {
     if (!std::filesystem::exists(test::shared_tokenizers())) GTEST_SKIP() << "needs ../shared/data/tokenizers";
-    const Tokenizer tokenizer = shared_tokenizer("deepseek-v3");
+    const Tokenizer& tokenizer = shared_tokenizer("deepseek-v3");
     Rng rng(5);
     for (int round = 0; round < 2000; ++round) {
         std::string bytes;

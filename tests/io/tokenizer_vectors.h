@@ -5,7 +5,7 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -39,8 +39,13 @@ inline std::string shared_config(const std::string& name) {
     return std::filesystem::exists(path) ? read_text(path) : std::string();
 }
 
-inline Tokenizer shared_tokenizer(const std::string& name) {
-    return Tokenizer::from_json(shared_text(name + "/tokenizer.json"), shared_config(name));
+// Loaded once for all tests: under a sanitizer each takes seconds.
+inline const Tokenizer& shared_tokenizer(const std::string& name) {
+    static std::map<std::string, Tokenizer> loaded;
+    auto it = loaded.find(name);
+    if (it == loaded.end())
+        it = loaded.emplace(name, Tokenizer::from_json(shared_text(name + "/tokenizer.json"), shared_config(name))).first;
+    return it->second;
 }
 
 inline std::vector<nlohmann::json> json_lines(const std::string& text) {
