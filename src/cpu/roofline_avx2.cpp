@@ -3,6 +3,6 @@
 
 namespace fathom {
 
-RooflineKernels roofline_kernels_avx2() { return RooflineLoops<Avx2, 8>::table(); }
+RooflineKernels roofline_kernels_avx2() { return RooflineLoops<Avx2>::table(); }
 
 }  // namespace fathom

@@ -3,6 +3,6 @@
 
 namespace fathom {
 
-RooflineKernels roofline_kernels_avx512() { return RooflineLoops<Avx512, 16>::table(); }
+RooflineKernels roofline_kernels_avx512() { return RooflineLoops<Avx512>::table(); }
 
 }  // namespace fathom

@@ -7,9 +7,11 @@
 
 namespace fathom {
 
-template <class Vector, int kLanes>
+template <class Vector>
 struct RooflineLoops {
-    static constexpr int kChains = 12;  // latency 4, two units: eight would do; twelve still fit AVX2's sixteen registers
+    static constexpr int kLanes = 16;
+    // Latency 4, two units: eight registers of sums would do; twelve fit beside the two factors (a value of AVX2 takes two).
+    static constexpr int kChains = Vector::kRegisters >= 16 ? 12 : 6;
     static constexpr int kStreams = 128 / kLanes;
 
     static float sum(const float* values, int64_t count) {
