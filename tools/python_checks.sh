@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks against the reference Python packages, in a virtual environment of their own under build/.
-#   tools/python_checks.sh BUILD_FOLDER [--full]      a folder built with tests (build/dev)
+#   tools/python_checks.sh BUILD_FOLDER [--full]
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 [[ $# -ge 1 ]] || { echo "usage: $0 BUILD_FOLDER [--full]" >&2 && exit 2; }
@@ -22,7 +22,7 @@ for model in tests/data/fixtures/* tests/data/v1-tiny* tests/data/configs_extra/
     [[ -f $model/config.json ]] || continue
     echo "--- load, save, compare: $model"
     rm -rf "$again/model"
-    { "$build/tests/resave" "$model" "$again/model" && "$kVenv/bin/python" tools/check_roundtrip.py "$model" "$again/model"; } || failed=1
+    { "$build/fathom" convert "$model" "$again/model" --quiet >/dev/null && "$kVenv/bin/python" tools/check_roundtrip.py "$model" "$again/model"; } || failed=1
 done
 echo "--- tokenizers"
 "$kVenv/bin/python" tools/check_tokenizer.py "$build/fathom" "$@" || failed=1
