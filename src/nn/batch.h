@@ -28,16 +28,22 @@ struct LayerCache {
     std::vector<Tensor> states;
 };
 
+// Pages [blocks, block_size, width] as rows [blocks * block_size, width].
+[[nodiscard]] inline Tensor page_rows(const Tensor& pages) { return pages.view({pages.dim(0) * pages.dim(1), pages.dim(2)}); }
+
 struct CacheView {
     std::vector<LayerCache> layers;
 };
 
 // Consecutive rows of the batch whose sequences use the same attention form.
 struct SequenceGroup {
-    int64_t row_begin = 0, rows = 0;
-    int64_t keys = 0;  // sum of the sequences' lengths, cached tokens included
-    Spans spans;       // query and key boundaries counted from the group's first row and key
-    Tensor key_rows;   // [keys] i32: page row (block * block_size + offset) of every key; absent without a cache
+    int64_t row_begin = 0, rows = 0;  // in the batch
+    int64_t keys = 0;                 // sum of the sequences' lengths, cached tokens included
+    Spans spans;                      // query and key boundaries counted from the group's first row and key
+    Tensor key_rows;                  // [keys] i32: page row (block * block_size + offset) of every key; absent without a cache
+
+    // The group's rows of a tensor over the whole batch.
+    [[nodiscard]] Tensor of(const Tensor& batch) const { return batch.slice(0, row_begin, row_begin + rows); }
 };
 
 // The experts of one layer for the batch's rows.

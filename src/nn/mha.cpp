@@ -3,8 +3,6 @@
 namespace fathom {
 namespace {
 
-Tensor page_rows(const Tensor& pages) { return pages.view({pages.dim(0) * pages.dim(1), pages.dim(2)}); }
-
 Tensor sum(Context& cx, const Tensor& a, const Tensor& b) {
     cx.ops.add(a, a, b);
     return a;
@@ -47,8 +45,7 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const Tensor o = cx.empty({n, h, d}, keep), lse = cx.empty({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
-        const auto rows = [&](const Tensor& t) { return t.slice(0, group->row_begin, group->row_begin + group->rows); };
-        Tensor keys = rows(k), values = rows(v);
+        Tensor keys = group->of(k), values = group->of(v);
         if (cache != nullptr) {
             check(group->key_rows.defined(), "Mha: sequences of a cached batch must be in expanded form");
             keys = cx.empty({group->keys, h, d});
@@ -56,7 +53,7 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
             cx.ops.gather_rows(keys.view({group->keys, width}), page_rows(cache->states[0]), group->key_rows);
             cx.ops.gather_rows(values.view({group->keys, width}), page_rows(cache->states[1]), group->key_rows);
         }
-        cx.ops.attention(rows(o), rows(lse), rows(q), keys, {}, values, group->spans, config_.softmax_scale);
+        cx.ops.attention(group->of(o), group->of(lse), group->of(q), keys, {}, values, group->spans, config_.softmax_scale);
     }
     if (keep) *saved = {x, q, k, v, o, lse};
     return linear(cx, o.view({n, width}), wo_);
@@ -68,9 +65,9 @@ Tensor Mha::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
     const Tensor dq = cx.empty({n, h, d}), dk = cx.empty({n, h, d}), dv = cx.empty({n, h, d});
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
-        const auto rows = [&](const Tensor& t) { return t.slice(0, group->row_begin, group->row_begin + group->rows); };
-        cx.ops.attention_backward(rows(dq), rows(dk), {}, rows(dv), rows(dout), rows(saved.q), rows(saved.k), {}, rows(saved.v),
-                                  rows(saved.o), rows(saved.lse), group->spans, config_.softmax_scale);
+        cx.ops.attention_backward(group->of(dq), group->of(dk), {}, group->of(dv), group->of(dout), group->of(saved.q),
+                                  group->of(saved.k), {}, group->of(saved.v), group->of(saved.o), group->of(saved.lse),
+                                  group->spans, config_.softmax_scale);
     }
     cx.ops.rope(dq, batch.rope, config_.pairing, true);
     cx.ops.rope(dk, batch.rope, config_.pairing, true);

@@ -6,9 +6,6 @@ namespace {
 // transformers and DeepSeek's code build the two latent norms with their default, whatever rms_norm_eps says.
 constexpr double kLatentNormEps = 1e-6;
 
-// Pages [blocks, block_size, width] as rows [blocks * block_size, width].
-Tensor page_rows(const Tensor& pages) { return pages.view({pages.dim(0) * pages.dim(1), pages.dim(2)}); }
-
 // [n, h, width] channels [begin, end) of every head.
 Tensor channels(const Tensor& x, int64_t begin, int64_t end) { return x.slice(2, begin, end); }
 
@@ -57,15 +54,15 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
-        const auto rows = [&](const Tensor& t) { return t.slice(0, group->row_begin, group->row_begin + group->rows); };
         if (group == &batch.absorbed) {
-            attend_absorbed(cx, rows(o), rows(lse), rows(q), cache != nullptr ? cache->states[0] : rows(c_kv), group->spans);
+            attend_absorbed(cx, group->of(o), group->of(lse), group->of(q),
+                            cache != nullptr ? cache->states[0] : group->of(c_kv), group->spans);
         } else if (cache == nullptr) {
-            attend_expanded(cx, rows(o), rows(lse), rows(q), rows(c_kv), *group);
+            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), group->of(c_kv), *group);
         } else {
             const Tensor cached = cx.empty({group->keys, c_kv.dim(1)});
             cx.ops.gather_rows(cached, page_rows(cache->states[0]), group->key_rows);
-            attend_expanded(cx, rows(o), rows(lse), rows(q), cached, *group);
+            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), cached, *group);
         }
     }
     if (keep) *saved = {x, q_a, kv_a, c_kv, o, lse};
@@ -131,11 +128,10 @@ Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
     const Tensor dk_rope = dkv_a.slice(1, c, width);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
-        const auto rows = [&](const Tensor& t) { return t.slice(0, group->row_begin, group->row_begin + group->rows); };
-        cx.ops.attention_backward(rows(dq), channels(rows(dkv), 0, d_n), rows(dk_rope), channels(rows(dkv), d_n, d_n + d_v),
-                                  rows(dout), rows(q), channels(rows(kv), 0, d_n), rows(k_rope),
-                                  channels(rows(kv), d_n, d_n + d_v), rows(saved.o), rows(saved.lse), group->spans,
-                                  config_.softmax_scale);
+        cx.ops.attention_backward(group->of(dq), channels(group->of(dkv), 0, d_n), group->of(dk_rope),
+                                  channels(group->of(dkv), d_n, d_n + d_v), group->of(dout), group->of(q),
+                                  channels(group->of(kv), 0, d_n), group->of(k_rope), channels(group->of(kv), d_n, d_n + d_v),
+                                  group->of(saved.o), group->of(saved.lse), group->spans, config_.softmax_scale);
     }
     cx.ops.rope(dk_rope.view({n, 1, width - c}), batch.rope, config_.pairing, true);
     const Tensor dc_kv = linear_backward(cx, dkv.view({n, h * (d_n + d_v)}), c_kv, wkv_b_);
