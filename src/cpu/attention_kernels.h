@@ -52,68 +52,105 @@ struct AttentionTemplates {
             RowKernels<V>::widen(y + t * kRowStride + column, rows.row(begin + t), rows.dtype, rows.width);
     }
 
-    // Running state of up to 64 lanes.
+    // Running m and l of up to 64 lanes, the factor that O takes at the next tile, and how many keys a lane sees.
     struct Lanes {
         float top[kQueryLanes], sum[kQueryLanes], factor[kQueryLanes], visible[kQueryLanes];
     };
 
-    // Scores [keys, lanes] of the tile that starts at `begin` become exp(s - m'); m, l and the factor of O follow.
-    static void soften(float* s, Lanes& lanes, int64_t begin, int64_t keys, int64_t vectors, bool masked) {
-        for (int64_t j = 0; j < vectors * kLanes; j += kLanes) {
-            const V old = V::load(lanes.top + j), visible = V::load(lanes.visible + j);
-            V top = old;
-            for (int64_t t = 0; t < keys; ++t) {
-                V x = V::load(s + t * kQueryLanes + j);
-                if (masked) {
-                    x = V::if_less(V::all(static_cast<float>(begin + t)), visible, x, V::all(-__builtin_inff()));
-                    x.store(s + t * kQueryLanes + j);
-                }
-                top = V::max(x, top);
+    // Lane 0 .. 63 of q [d_q], o [d_v] and scores [kKeyTile], and packed rows, in the memory of one task.
+    struct Space {
+        float *q, *o, *s, *keys, *values;
+        Space(const AttentionTask& task, float* memory)
+            : q(memory),
+              o(q + task.d_q * kQueryLanes),
+              s(o + task.d_v * kQueryLanes),
+              keys(s + kKeyTile * kQueryLanes),
+              values(task.values.width > 0 ? keys + kKeyTile * kRowStride : keys) {}
+    };
+
+    static void reset(Lanes& lanes, const AttentionTask& task) {
+        for (int64_t i = 0; i < kQueryLanes; ++i) {
+            lanes.top[i] = -__builtin_inff();
+            lanes.sum[i] = 0;
+            lanes.visible[i] = static_cast<float>(task.visible[i < task.lanes ? i : task.lanes - 1]);
+        }
+    }
+
+    // Scores s of one vector of lanes, keys [begin, begin + count): those that a lane may not see become -infinity.
+    // Returns the largest, or `top` when that is larger.
+    static V mask_and_top(float* s, V top, V visible, int64_t begin, int64_t count, bool masked) {
+        for (int64_t t = 0; t < count; ++t) {
+            V x = V::load(s + t * kQueryLanes);
+            if (masked) {
+                x = V::if_less(V::all(static_cast<float>(begin + t)), visible, x, V::all(-__builtin_inff()));
+                x.store(s + t * kQueryLanes);
             }
-            V sum = V::zero();
-            for (int64_t t = 0; t < keys; ++t) {
-                const V p = exp(V::load(s + t * kQueryLanes + j) - top);
-                p.store(s + t * kQueryLanes + j);
-                sum = sum + p;
-            }
-            const V factor = exp(old - top);
+            top = V::max(x, top);
+        }
+        return top;
+    }
+    // s = exp(s - top); returns the sum.
+    static V exponentials(float* s, V top, int64_t count) {
+        V sum = V::zero();
+        for (int64_t t = 0; t < count; ++t) {
+            const V p = exp(V::load(s + t * kQueryLanes) - top);
+            p.store(s + t * kQueryLanes);
+            sum = sum + p;
+        }
+        return sum;
+    }
+    // Scores become exp(s - m'); m, l and the factor of O follow. Vectors [from, from + vectors) of lanes.
+    static void soften(float* s, Lanes& lanes, int64_t begin, int64_t count, int64_t from, int64_t vectors, bool masked) {
+        for (int64_t j = from * kLanes; j < (from + vectors) * kLanes; j += kLanes) {
+            const V old = V::load(lanes.top + j);
+            const V top = mask_and_top(s + j, old, V::load(lanes.visible + j), begin, count, masked);
+            const V sum = exponentials(s + j, top, count), factor = exp(old - top);
             V::fma(V::load(lanes.sum + j), factor, sum).store(lanes.sum + j);
             factor.store(lanes.factor + j);
             top.store(lanes.top + j);
         }
     }
 
+    static void load_keys(const AttentionTask& task, float* keys, int64_t begin, int64_t count) {
+        load_rows(keys, task.keys, begin, count);
+        if (task.shared.width > 0) load_rows(keys, task.shared, begin, count, task.keys.width);
+    }
+
+    // Vectors [from, from + vectors) of lanes meet keys [begin, begin + count), which lie packed in `at`.
+    static void meet(const AttentionTask& task, const Space& at, Lanes& lanes, int64_t begin, int64_t count, int64_t from,
+                     int64_t vectors, bool masked) {
+        const int64_t j = from * kLanes;
+        const auto start = begin == 0 ? TileStart::kZero : TileStart::kScaled;
+        TileProduct<V>{at.s + j, kQueryLanes, at.keys, 1, at.q + j, kQueryLanes, task.d_q, TileStart::kZero, nullptr}
+            .template run<kRowStride>(count, vectors);
+        soften(at.s, lanes, begin, count, from, vectors, masked);
+        TileProduct<V>{at.o + j, kQueryLanes, at.values, kRowStride, at.s + j, kQueryLanes, count, start, lanes.factor + j}
+            .template run<1>(task.d_v, vectors);
+    }
+
     static void forward(const AttentionTask& task, float* scratch) {
-        float* q = scratch;                        // [d_q, kQueryLanes]
-        float* o = q + task.d_q * kQueryLanes;     // [d_v, kQueryLanes]
-        float* s = o + task.d_v * kQueryLanes;     // [kKeyTile, kQueryLanes]
-        float* keys = s + kKeyTile * kQueryLanes;  // [kKeyTile, kRowStride]
-        float* values = task.values.width > 0 ? keys + kKeyTile * kRowStride : keys;
-        const int64_t vectors = vectors_of(task.lanes);
+        const Space at(task, scratch);
+        const int64_t vectors = vectors_of(task.lanes), first = task.visible[0], last = task.visible[task.lanes - 1];
         Lanes lanes;
-        int64_t last = 0, first = task.visible[0];  // most and fewest keys that a lane sees
-        for (int64_t i = 0; i < kQueryLanes; ++i) {
-            const int64_t visible = task.visible[i < task.lanes ? i : 0];
-            lanes.top[i] = -__builtin_inff();
-            lanes.sum[i] = 0;
-            lanes.visible[i] = static_cast<float>(visible);
-            last = visible > last ? visible : last;
-            first = visible < first ? visible : first;
-        }
-        pack_transposed(q, task.q, task.lanes, task.d_q, task.scale);
+        reset(lanes, task);
+        pack_transposed(at.q, task.q, task.lanes, task.d_q, task.scale);
         for (int64_t begin = 0; begin < last; begin += kKeyTile) {
             const int64_t count = last - begin < kKeyTile ? last - begin : kKeyTile;
-            load_rows(keys, task.keys, begin, count);
-            if (task.shared.width > 0) load_rows(keys, task.shared, begin, count, task.keys.width);
-            if (task.values.width > 0) load_rows(values, task.values, begin, count);
-            TileProduct<V>{s, kQueryLanes, keys, 1, q, kQueryLanes, task.d_q, TileStart::kZero, nullptr}
-                .template run<kRowStride>(count, vectors);
-            soften(s, lanes, begin, count, vectors, begin + count > first);
-            TileProduct<V>{o,           kQueryLanes, values, kRowStride,
-                           s,           kQueryLanes, count,  begin == 0 ? TileStart::kZero : TileStart::kScaled,
-                           lanes.factor}
-                .template run<1>(task.d_v, vectors);
+            load_keys(task, at.keys, begin, count);
+            if (task.values.width > 0) load_rows(at.values, task.values, begin, count);
+            if (begin + count <= first) {
+                meet(task, at, lanes, begin, count, 0, vectors, false);
+                continue;
+            }
+            for (int64_t from = 0; from < vectors; ++from) {  // on the diagonal each vector stops at the last key it sees
+                const int64_t lane = (from + 1) * kLanes < task.lanes ? (from + 1) * kLanes - 1 : task.lanes - 1;
+                const int64_t seen = task.visible[lane] - begin;
+                if (seen > 0) meet(task, at, lanes, begin, seen < count ? seen : count, from, 1, true);
+            }
         }
+        finish(task, at.o, lanes);
+    }
+    static void finish(const AttentionTask& task, const float* o, Lanes& lanes) {
         for (int64_t i = 0; i < kQueryLanes; ++i) lanes.factor[i] = 1.0f / lanes.sum[i];
         unpack_transposed(task.o, o, task.lanes, task.d_v, lanes.factor);
         for (int64_t i = 0; i < task.lanes; ++i) *task.lse[i] = lanes.top[i] + __builtin_logf(lanes.sum[i]);

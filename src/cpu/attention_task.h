@@ -62,12 +62,28 @@ struct AttentionBackwardTask {
     int64_t dk_shared_stride;
 };
 
+// A task without `values` whose keys several threads share: decoding one sequence. The bits are those of `forward`, because no
+// sum is cut: scores are spread over threads by tiles of keys, the sums of values by channels. Between the steps the running
+// maximum and the sums, a few numbers per tile, are brought up to date by one thread. `memory` is common to all.
+struct AttentionSplit {
+    const AttentionTask* task;
+    float* memory;
+};
+
 struct AttentionKernels {
     void (*forward)(const AttentionTask& task, float* scratch);
     void (*backward)(const AttentionBackwardTask& task, float* scratch);
+    // In this order, each for all tiles (or channels) before the next; `scratch` as for `forward`.
+    void (*split_begin)(const AttentionSplit& split);
+    void (*split_scores)(const AttentionSplit& split, int64_t tile, float* scratch);
+    void (*split_maxima)(const AttentionSplit& split);
+    void (*split_weights)(const AttentionSplit& split, int64_t tile);
+    void (*split_values)(const AttentionSplit& split, int64_t first_channel, int64_t last_channel, float* scratch);
+    void (*split_end)(const AttentionSplit& split);
 };
 
 [[nodiscard]] int64_t attention_scratch_floats(int64_t d_q, int64_t d_v);
+[[nodiscard]] int64_t attention_split_floats(int64_t tiles, int64_t d_q, int64_t d_v);
 [[nodiscard]] int64_t attention_backward_scratch_floats(int64_t len_k, int64_t d_q, int64_t d_v);
 
 [[nodiscard]] const AttentionKernels& attention_kernels_avx2();

@@ -33,7 +33,59 @@ KeyRows latent_rows(const Tensor& latents, const Spans& spans, int64_t sequence)
     return rows;
 }
 
+// One tile of (row, head) pairs of a sequence.
+struct Piece {
+    int64_t sequence;
+    int64_t begin;  // first pair
+};
+
+AttentionTask task_of(const Piece& piece, const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+                      const Spans& spans, double scale) {
+    const SequenceSpan span = sequence_of(spans, piece.sequence);
+    const int64_t h = q.dim(1);
+    AttentionTask task;
+    task.lanes = std::min(kQueryLanes, span.len_q * h - piece.begin);
+    for (int64_t i = 0; i < task.lanes; ++i) {
+        const auto lane = static_cast<size_t>(i);
+        const int64_t r = (piece.begin + i) / h, j = (piece.begin + i) % h;
+        task.q[lane] = row(q, span.q0 + r, j);
+        task.o[lane] = row(u, span.q0 + r, j);
+        task.lse[lane] = row(lse, span.q0 + r) + j;
+        task.visible[lane] = span.visible(r);
+    }
+    task.d_q = q.dim(2);
+    task.d_v = u.dim(2);
+    task.scale = static_cast<float>(scale);
+    task.keys = latent_rows(latents, spans, piece.sequence);
+    return task;
+}
+
+// The task on all threads of the pool.
+void split_over_threads(const AttentionTask& task, const AttentionKernels& kernels, ThreadPool& pool, Scratch& scratch) {
+    const int64_t tiles = (task.visible[task.lanes - 1] + kKeyTile - 1) / kKeyTile, floats = attention_scratch_floats(0, 0);
+    const AttentionSplit split{&task, scratch.shared<float>(attention_split_floats(tiles, task.d_q, task.d_v))};
+    const int64_t per_task = std::max<int64_t>(1, tiles / (4 * pool.size()));
+    kernels.split_begin(split);
+    pool.parallel_for(tiles, per_task, [&](int64_t begin, int64_t end, int thread) {
+        float* rows = scratch.of_thread<float>(thread, floats);
+        for (int64_t tile = begin; tile < end; ++tile) kernels.split_scores(split, tile, rows);
+    });
+    kernels.split_maxima(split);
+    pool.parallel_for(tiles, per_task, [&](int64_t begin, int64_t end, int) {
+        for (int64_t tile = begin; tile < end; ++tile) kernels.split_weights(split, tile);
+    });
+    const int64_t width = (task.d_v + 2 * pool.size() - 1) / (2 * pool.size());
+    pool.parallel_for(task.d_v, std::max<int64_t>(width, 24), [&](int64_t begin, int64_t end, int thread) {
+        kernels.split_values(split, begin, end, scratch.of_thread<float>(thread, floats));
+    });
+    kernels.split_end(split);
+}
+
 }  // namespace
+
+int64_t attention_split_floats(int64_t tiles, int64_t d_q, int64_t d_v) {
+    return (d_q + d_v + tiles * (kKeyTile + 3)) * kQueryLanes;
+}
 
 void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
                               double scale) {
@@ -50,36 +102,20 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
     }
     check(width <= kMaxHeadWidth && u.dim(2) <= width, "latent_attention: q is wider than 576 channels, or u than q");
     check_spans(kOp, spans, n, latents.dim(0));
-    struct Piece {
-        int64_t sequence;
-        int64_t begin;  // first (row, head) pair of the tile
-    };
     std::vector<Piece> pieces;
     for (int64_t i = 0; i < sequences_of(spans); ++i)
         for (int64_t begin = 0; begin < sequence_of(spans, i).len_q * h; begin += kQueryLanes) pieces.push_back({i, begin});
     const auto count = static_cast<int64_t>(pieces.size());
     const AttentionKernels& kernels = attention_kernels_of(isa_);
+    if (count < pool_.size()) {  // one token of one sequence or so: threads share the keys
+        for (const Piece& piece : pieces)
+            split_over_threads(task_of(piece, u, lse, q, latents, spans, scale), kernels, pool_, scratch_);
+        return;
+    }
     pool_.parallel_for(count, 1, [&](int64_t first, int64_t last, int thread) {
         float* scratch = scratch_.of_thread<float>(thread, attention_scratch_floats(width, u.dim(2)));
-        for (int64_t index = count - last; index < count - first; ++index) {  // the long ones first
-            const auto& [sequence, begin] = pieces[static_cast<size_t>(index)];
-            const SequenceSpan span = sequence_of(spans, sequence);
-            AttentionTask task;
-            task.lanes = std::min(kQueryLanes, span.len_q * h - begin);
-            for (int64_t i = 0; i < task.lanes; ++i) {
-                const auto lane = static_cast<size_t>(i);
-                const int64_t r = (begin + i) / h, j = (begin + i) % h;
-                task.q[lane] = row(q, span.q0 + r, j);
-                task.o[lane] = row(u, span.q0 + r, j);
-                task.lse[lane] = row(lse, span.q0 + r) + j;
-                task.visible[lane] = span.visible(r);
-            }
-            task.d_q = width;
-            task.d_v = u.dim(2);
-            task.scale = static_cast<float>(scale);
-            task.keys = latent_rows(latents, spans, sequence);
-            kernels.forward(task, scratch);
-        }
+        for (int64_t index = count - last; index < count - first; ++index)  // the long ones first
+            kernels.forward(task_of(pieces[static_cast<size_t>(index)], u, lse, q, latents, spans, scale), scratch);
     });
 }
 
