@@ -9,7 +9,7 @@ namespace {
 struct Lanes8 {
     using Float = __m256;
     static constexpr int kLanes = 8, kRows = 6;
-    static constexpr int kStreamRows = 4, kSums = 12, kFewRows = 12;  // gemm_stream.h
+    static constexpr int kStreamRows = 4, kFewRows = 12;  // gemm_stream.h
 
     static Float zero() { return _mm256_setzero_ps(); }
     static Float broadcast(float x) { return _mm256_set1_ps(x); }
@@ -17,7 +17,7 @@ struct Lanes8 {
     static Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
     static void store(float* to, Float x) { _mm256_storeu_ps(to, x); }
     static void store_first(float* to, Float x, int count) { _mm256_maskstore_ps(to, first(count), x); }
-    static void prefetch(const void* from) { _mm_prefetch(from, _MM_HINT_T0); }
+    static void prefetch_to_l2(const void* from) { _mm_prefetch(from, _MM_HINT_T1); }
 
     static __m256i first(int count) {
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -12,44 +12,22 @@
 namespace fathom {
 namespace {
 
-// Rows m0 .. m0 + R of C and the lanes of up to W vectors of columns from n0; lanes beyond `columns` do not exist.
-template <class V, int R, int W>
-struct Sums {
-    typename V::Float sum[W][R];
-
-    void begin(const GemmProduct& p, int64_t m0, int64_t n0, int64_t columns) {
-#pragma GCC unroll 16
-        for (int w = 0; w < W; ++w)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
-                sum[w][r] = p.accumulate ? V::load_first(at(p, m0 + r, n0, w), count(columns, w)) : V::zero();
-    }
-    void end(const GemmProduct& p, int64_t m0, int64_t n0, int64_t columns) const {
-#pragma GCC unroll 16
-        for (int w = 0; w < W; ++w)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) V::store_first(at(p, m0 + r, n0, w), sum[w][r], count(columns, w));
-    }
-    static float* at(const GemmProduct& p, int64_t m, int64_t n0, int w) { return p.c + m * p.c_row + n0 + w * V::kLanes; }
-    static int count(int64_t columns, int w) {
-        return static_cast<int>(std::clamp<int64_t>(columns - w * V::kLanes, 0, V::kLanes));
-    }
-};
-
 // B stored [n, k]: one vector of columns, square by square.
 template <class V, class T, int R>
 void stream_transposed(const GemmProduct& p, int64_t m0, int64_t n0, int64_t n1) {
-    const int64_t columns = n1 - n0;
+    const auto columns = static_cast<int>(n1 - n0);
     constexpr int kDepth = Square<V, T>::kDepth;
     const Stored<T> b(p.b);
     const float* a = p.a + m0 * p.a_row;
-    Sums<V, R, 1> c;
-    c.begin(p, m0, n0, columns);
+    float* const c = p.c + m0 * p.c_row + n0;
+    typename V::Float sum[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sum[r] = p.accumulate ? V::load_first(c + r * p.c_row, columns) : V::zero();
     Square<V, T> square;
     const auto add = [&](int i) {
         const auto y = square.at(i);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) c.sum[0][r] = V::fma(V::broadcast(a[r * p.a_row + i]), y, c.sum[0][r]);
+        for (int r = 0; r < R; ++r) sum[r] = V::fma(V::broadcast(a[r * p.a_row + i]), y, sum[r]);
     };
     int64_t k = 0;
     for (; k + kDepth <= p.k; k += kDepth, a += kDepth) {
@@ -60,41 +38,48 @@ void stream_transposed(const GemmProduct& p, int64_t m0, int64_t n0, int64_t n1)
     const int left = static_cast<int>(p.k - k);
     if (left > 0) square.load(b, n0, columns, k, left);
     for (int i = 0; i < left; ++i) add(i);
-    c.end(p, m0, n0, columns);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) V::store_first(c + r * p.c_row, sum[r], columns);
 }
 
-// B stored [k, n]: W vectors of columns, row by row.
-template <class V, class T, int R, int W>
-void stream_rows(const GemmProduct& p, int64_t m0, int64_t n0, int64_t columns) {
-    constexpr int kAhead = 8;  // rows: the next one is on another page, so the hardware does not guess it
+// B stored [k, n]: J rows of it at a time, so that each is read along its length; C waits in L1 meanwhile. The next J rows lie
+// on other pages, where the hardware does not look ahead. They are fetched to L2: rows a power of two apart share one set of
+// L1, which has no room for twice J lines (L1: 0.55 of the read roof, L2: 0.75 to 0.99).
+template <class V, class T, int R, int J>
+void stream_rows(const GemmProduct& p, int64_t m0, int64_t n0, int64_t n1, int64_t k, bool from_zero) {
     const Stored<T> b(p.b);
-    const float* const a = p.a + m0 * p.a_row;
-    Sums<V, R, W> c;
-    c.begin(p, m0, n0, columns);
-    for (int64_t k = 0; k < p.k; ++k) {
-        typename V::Float x[R];
+    const float* const a = p.a + m0 * p.a_row + k;
+    typename V::Float x[R][J];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) x[r] = V::broadcast(a[r * p.a_row + k]);
-#pragma GCC unroll 16
-        for (int w = 0; w < W; ++w) {
-            const int64_t n = n0 + w * V::kLanes;
-            if (w * V::kLanes * static_cast<int>(sizeof(T)) % 64 == 0) V::prefetch(b.at(k + kAhead, n));
-            const auto y = load_scaled<V>(b, k, n, W == 1 ? c.count(columns, w) : V::kLanes);
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) c.sum[w][r] = V::fma(x[r], y, c.sum[w][r]);
+        for (int j = 0; j < J; ++j) x[r][j] = V::broadcast(a[r * p.a_row + j]);
+    for (int64_t n = n0; n < n1; n += V::kLanes) {
+        const int count = static_cast<int>(std::min<int64_t>(n1 - n, V::kLanes));
+        typename V::Float y[J];
+#pragma GCC unroll 8
+        for (int j = 0; j < J; ++j) {
+            V::prefetch_to_l2(b.at(k + J + j, n));
+            y[j] = load_scaled<V>(b, k + j, n, count);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            float* const c = p.c + (m0 + r) * p.c_row + n;
+            auto sum = from_zero ? V::zero() : V::load_first(c, count);
+#pragma GCC unroll 8
+            for (int j = 0; j < J; ++j) sum = V::fma(x[r][j], y[j], sum);
+            V::store_first(c, sum, count);
         }
     }
-    c.end(p, m0, n0, columns);
 }
 
-// Columns [n0, n1): groups as wide as the registers allow, then what is left.
 template <class V, class T, int R>
 void stream_direct(const GemmProduct& p, int64_t m0, int64_t n0, int64_t n1) {
-    constexpr int kWide = std::clamp(V::kSums / R, 1, 16);
-    for (; n0 + kWide * V::kLanes <= n1; n0 += kWide * V::kLanes) stream_rows<V, T, R, kWide>(p, m0, n0, kWide * V::kLanes);
-    if constexpr (kWide > 4)
-        for (; n0 + 4 * V::kLanes <= n1; n0 += 4 * V::kLanes) stream_rows<V, T, R, 4>(p, m0, n0, 4 * V::kLanes);
-    for (; n0 < n1; n0 += V::kLanes) stream_rows<V, T, R, 1>(p, m0, n0, std::min<int64_t>(n1 - n0, V::kLanes));
+    constexpr int kRowsOfB = R == 1 ? 8 : 4;
+    int64_t k = 0;
+    for (; k + kRowsOfB <= p.k; k += kRowsOfB) stream_rows<V, T, R, kRowsOfB>(p, m0, n0, n1, k, k == 0 && !p.accumulate);
+    for (; k < p.k; ++k) stream_rows<V, T, R, 1>(p, m0, n0, n1, k, k == 0 && !p.accumulate);
+    if (p.k == 0) stream_rows<V, T, R, 0>(p, m0, n0, n1, 0, !p.accumulate);
 }
 
 using Stream = void (*)(const GemmProduct& p, int64_t m0, int64_t n0, int64_t n1);
