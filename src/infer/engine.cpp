@@ -133,8 +133,11 @@ std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Seque
         const auto found = std::ranges::find(sampled, s);
         if (found != sampled.end()) last_rows[static_cast<size_t>(found - sampled.begin())] = rows - 1;
     }
-    const Batch built = make_batch(cx, chunks, cache_ ? cache_->block_size() : 0, false);
+    Batch built = make_batch(cx, chunks, cache_ ? cache_->block_size() : 0, false);
+    std::vector<Routing> routing(static_cast<size_t>(model_.config().num_hidden_layers));
+    if (options_.on_routing) built.record = &routing;
     const Tensor hidden = model_.forward(cx, built, cache_ ? &cache_->view() : nullptr, nullptr);
+    if (options_.on_routing) options_.on_routing(routing);
     if (sampled.empty()) return {};
     const Tensor last = cx.empty({static_cast<int64_t>(sampled.size()), hidden.dim(1)});
     ops_.gather_rows(last, hidden, cx.ints(last_rows));

@@ -24,6 +24,9 @@ struct EngineOptions {
     bool deterministic = false;    // batch-invariant (docs/decisions/001): always the absorbed form
     bool use_cache = true;         // false: recompute every sequence from its first token in every step
     int64_t vocab_limit = 0;       // ids from here on only pad the matrix and are never sampled; 0: none
+    // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones). Valid during the call
+    // only.
+    std::function<void(std::span<const Routing> routing)> on_routing;
 };
 
 struct Request {

@@ -1,0 +1,169 @@
+#include "app/generate_model.h"
+
+#include <fmt/format.h>
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+DType parse_dtype(const std::string& name) { return name == "bf16" ? DType::kBF16 : DType::kF32; }
+
+// An optional JSON file of a model folder; an empty object when it is not there.
+Json read_settings(const fs::path& path) {
+    if (!fs::exists(path)) return Json::object();
+    Json json = Json::parse(read_text(path), nullptr, false);
+    if (!json.is_object()) throw Error(ErrorKind::kInput, fmt::format("{}: not a JSON object", path.string()));
+    return json;
+}
+
+bool has_tokenizer(const fs::path& folder) {
+    return fs::exists(folder / "tokenizer.json") || fs::exists(folder / "tiktoken.model");
+}
+
+}  // namespace
+
+void ModelOptions::declare(CLI::App& verb) {
+    verb.add_option("model", model, "a Hugging Face model folder")->required()->type_name("MODEL");
+    verb.add_option("--dtype", dtype, "hold the weights as f32 or bf16; auto: as stored")
+        ->type_name("TYPE")
+        ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+    verb.add_option("--cache-type", cache_type, "hold the cache as f32 or bf16")
+        ->type_name("TYPE")
+        ->check(CLI::IsMember({"f32", "bf16"}));
+}
+
+std::optional<DType> ModelOptions::weights_dtype() const {
+    return dtype == "auto" ? std::nullopt : std::optional(parse_dtype(dtype));
+}
+
+DType ModelOptions::cache_dtype() const { return parse_dtype(cache_type); }
+
+void SamplingOptions::declare(CLI::App& verb) {
+    const auto add = [&](const char* name, auto& value, const char* text, const char* type) {
+        verb.add_option(name, value, text)->type_name(type)->group("Sampling");
+    };
+    add("--temperature", temperature,
+        "0: always the most probable token; else logits are divided by it "
+        "(default of this and the next four: the model's generation_config.json, else 1)",
+        "T");
+    add("--top-p", top_p, "sample from the most probable tokens that make up this share", "P");
+    add("--top-k", top_k, "sample from the k most probable tokens; 0: all", "K");
+    add("--min-p", min_p, "drop tokens less probable than this times the most probable one", "P");
+    add("--repetition-penalty", repetition_penalty, "above 1: tokens of prompt and answer become less likely", "R");
+    add("--frequency-penalty", frequency_penalty, "taken off a token's logit for each time the answer holds it", "F");
+    add("--presence-penalty", presence_penalty, "taken off a token's logit once the answer holds it", "F");
+    add("--seed", seed, "of the random numbers: the same seed gives the same text", "N");
+}
+
+SamplingParams SamplingOptions::resolve(const std::string& model_folder) const {
+    const Json model = read_settings(fs::path(model_folder) / "generation_config.json");
+    const auto number = [&](const char* key, const auto& given, auto fallback) {
+        if (given) return static_cast<decltype(fallback)>(*given);
+        const auto found = model.find(key);
+        return found != model.end() && found->is_number() ? found->get<decltype(fallback)>() : fallback;
+    };
+    SamplingParams params;
+    params.temperature = number("temperature", temperature, 1.0);
+    params.top_p = number("top_p", top_p, 1.0);
+    params.top_k = number("top_k", top_k, int64_t{0});
+    params.min_p = number("min_p", min_p, 0.0);
+    params.repetition_penalty = number("repetition_penalty", repetition_penalty, 1.0);
+    params.frequency_penalty = frequency_penalty;
+    params.presence_penalty = presence_penalty;
+    params.seed = seed;
+    params.validate();
+    return params;
+}
+
+OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text text)
+    : options_(options),
+      deterministic_(globals.deterministic),
+      pool_(globals.threads),
+      ops_(pool_),
+      loaded_(load_model(options.model, ops_, {.dtype = options.weights_dtype()})) {
+    if (text == Text::kNo) return;
+    if (!has_tokenizer(options.model)) {
+        if (text == Text::kWanted) return;
+        throw Error(ErrorKind::kInput,
+                    fmt::format("{}: no tokenizer.json or tiktoken.model there: put the model's tokenizer into the folder, or "
+                                "give token ids with fathom generate --prompt-ids",
+                                options.model));
+    }
+    tokenizer_ = Tokenizer::load(options.model);
+    check_vocabulary();
+    bos_ = find_bos();
+}
+
+void OpenModel::check_vocabulary() const {
+    if (tokenizer_->vocab_size() <= config().vocab_size) return;
+    throw Error(ErrorKind::kInput,
+                fmt::format("{}: the tokenizer has ids up to {}, the model's vocab_size is {}: they do not belong together",
+                            options_.model, tokenizer_->vocab_size() - 1, config().vocab_size));
+}
+
+std::optional<int32_t> OpenModel::find_bos() const {
+    const Json settings = read_settings(fs::path(options_.model) / "tokenizer_config.json");
+    const auto key = settings.find("add_bos_token");
+    const bool add = key != settings.end() && key->is_boolean() ? key->get<bool>() : config().bos_token_id.has_value();
+    if (!add) return std::nullopt;
+    if (tokenizer_->bos_id()) return tokenizer_->bos_id();
+    const auto id = config().bos_token_id;
+    return id ? std::optional(static_cast<int32_t>(*id)) : std::nullopt;
+}
+
+std::vector<int32_t> OpenModel::encode_prompt(std::string_view text) const {
+    check(tokenizer_.has_value(), "OpenModel::encode_prompt: no tokenizer");
+    std::vector<int32_t> ids = tokenizer_->encode(text);
+    if (bos_ && (ids.empty() || ids.front() != *bos_)) ids.insert(ids.begin(), *bos_);
+    return ids;
+}
+
+std::vector<int32_t> OpenModel::stop_ids() const {
+    std::vector<int32_t> ids;
+    for (const int64_t id : config().eos_token_id) ids.push_back(static_cast<int32_t>(id));
+    if (tokenizer_) {
+        ids.insert(ids.end(), tokenizer_->stop_ids().begin(), tokenizer_->stop_ids().end());
+        return ids;
+    }
+    const Json eos = read_settings(fs::path(options_.model) / "generation_config.json").value("eos_token_id", Json());
+    for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
+        if (id.is_number_integer()) ids.push_back(id.get<int32_t>());
+    }
+    return ids;
+}
+
+EngineOptions OpenModel::engine_options(int64_t cache_tokens) const {
+    EngineOptions options;
+    options.cache_tokens = cache_tokens;
+    options.cache_dtype = options_.cache_dtype();
+    options.deterministic = deterministic_;
+    options.vocab_limit = tokenizer_ ? tokenizer_->vocab_size() : config().vocab_size;
+    return options;
+}
+
+std::vector<int32_t> parse_ids(std::string_view text) {
+    std::vector<int32_t> ids;
+    constexpr std::string_view kBetween = ", \t\r\n[]";
+    for (size_t at = text.find_first_not_of(kBetween); at < text.size(); at = text.find_first_not_of(kBetween, at)) {
+        const std::string_view word = text.substr(at, text.find_first_of(kBetween, at) - at);
+        int32_t id = -1;
+        const auto [end, failure] = std::from_chars(word.data(), word.data() + word.size(), id);
+        if (failure != std::errc() || end != word.data() + word.size() || id < 0) {
+            throw Error(ErrorKind::kUsage, fmt::format("\"{}\" is not a token id; expected whole numbers as in 1,2,3", word));
+        }
+        ids.push_back(id);
+        at += word.size();
+    }
+    return ids;
+}
+
+}  // namespace fathom

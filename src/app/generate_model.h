@@ -1,0 +1,84 @@
+// What generate, chat, eval and dump share: how a model is opened, and how its answers are sampled.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "app/verb.h"
+#include "base/threads.h"
+#include "checkpoint/checkpoint.h"
+#include "cpu/cpu_ops.h"
+#include "infer/engine.h"
+#include "io/tokenizer.h"
+
+namespace fathom {
+
+struct ModelOptions {
+    std::string model;
+    std::string dtype = "auto";
+    std::string cache_type = "f32";
+
+    // MODEL, --dtype and --cache-type.
+    void declare(CLI::App& verb);
+    [[nodiscard]] std::optional<DType> weights_dtype() const;  // nothing: as stored
+    [[nodiscard]] DType cache_dtype() const;
+};
+
+// Sampling values; what is not given comes from the model's generation_config.json, and else is SamplingParams' default.
+struct SamplingOptions {
+    std::optional<double> temperature, top_p, min_p, repetition_penalty;
+    std::optional<int64_t> top_k;
+    double frequency_penalty = 0, presence_penalty = 0;
+    uint64_t seed = 0;
+
+    void declare(CLI::App& verb);
+    // Throws Error{kUsage} for values out of range.
+    [[nodiscard]] SamplingParams resolve(const std::string& model_folder) const;
+};
+
+// A model with its hardware and, where there is one, its tokenizer. Stays where it was built.
+class OpenModel {
+public:
+    enum class Text { kNeeded, kWanted, kNo };  // kWanted: a missing tokenizer is fine
+
+    // Throws Error{kInput}: a broken checkpoint, a tokenizer that does not fit it, none although text is kNeeded.
+    OpenModel(const ModelOptions& options, const Globals& globals, Text text);
+    OpenModel(const OpenModel&) = delete;
+    OpenModel& operator=(const OpenModel&) = delete;
+
+    [[nodiscard]] const ModelConfig& config() const { return loaded_.config; }
+    [[nodiscard]] DeepSeek& model() { return *loaded_.model; }
+    [[nodiscard]] Ops& ops() { return ops_; }
+    [[nodiscard]] const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
+
+    // Text to ids. BOS is put in front when the text does not begin with it and tokenizer_config.json says add_bos_token; a
+    // tokenizer without that key gets BOS when config.json names one.
+    [[nodiscard]] std::vector<int32_t> encode_prompt(std::string_view text) const;
+    // The BOS that encode_prompt would add.
+    [[nodiscard]] std::optional<int32_t> bos_to_add() const { return bos_; }
+    // Ids that end an answer: config.json's eos_token_id, the tokenizer's, and generation_config.json's.
+    [[nodiscard]] std::vector<int32_t> stop_ids() const;
+    // An engine's options for this model, which samples only ids that the tokenizer has.
+    [[nodiscard]] EngineOptions engine_options(int64_t cache_tokens) const;
+
+private:
+    const ModelOptions& options_;
+    bool deterministic_;
+    ThreadPool pool_;
+    CpuOps ops_;
+    LoadedModel loaded_;
+    std::optional<Tokenizer> tokenizer_;
+    std::optional<int32_t> bos_;
+
+    void check_vocabulary() const;
+    [[nodiscard]] std::optional<int32_t> find_bos() const;
+};
+
+// "1,2,3" or "1 2 3". Throws Error{kUsage} naming what is not an id.
+[[nodiscard]] std::vector<int32_t> parse_ids(std::string_view text);
+
+}  // namespace fathom

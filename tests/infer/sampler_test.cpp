@@ -1,0 +1,169 @@
+#include "infer/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+
+namespace fathom {
+namespace {
+
+constexpr int kDraws = 20000;
+
+// How often each token comes out of kDraws steps.
+std::vector<double> frequencies(const std::vector<float>& logits, const SamplingParams& params,
+                                const SampleHistory& history = {}) {
+    std::vector<double> share(logits.size());  // counts first, so that a sure token has exactly 1
+    for (uint64_t step = 0; step < kDraws; ++step) {
+        const Sample s = sample(logits, params, history, 0, step, static_cast<int64_t>(logits.size()));
+        share[static_cast<size_t>(s.token)] += 1;
+    }
+    for (double& x : share) x /= kDraws;
+    return share;
+}
+
+std::vector<double> softmax(const std::vector<double>& logits) {
+    std::vector<double> p;
+    double sum = 0;
+    for (const double x : logits) p.push_back(std::exp(x)), sum += p.back();
+    for (double& x : p) x /= sum;
+    return p;
+}
+
+// Within five standard deviations of a binomial share; exactly 0 where 0 is expected.
+void expect_shares(const std::vector<double>& found, const std::vector<double>& expected) {
+    for (size_t i = 0; i < found.size(); ++i) {
+        EXPECT_NEAR(found[i], expected[i], 5 * std::sqrt(expected[i] * (1 - expected[i]) / kDraws)) << "token " << i;
+    }
+}
+
+TEST(Sampler, TemperatureZeroTakesTheLargestAndTheLowestIdAmongEquals) {
+    const std::vector<float> logits{1, 3, 2, 3};
+    for (uint64_t step = 0; step < 10; ++step) {
+        EXPECT_EQ(sample(logits, {.temperature = 0, .seed = step}, {}, 0, step, 4).token, 1);
+    }
+}
+
+TEST(Sampler, DefaultsFollowTheModelsDistribution) { expect_shares(frequencies({0, 1, 2, -1}, {}), softmax({0, 1, 2, -1})); }
+
+TEST(Sampler, TemperatureDividesTheLogits) {
+    expect_shares(frequencies({0, 1, 2, -1}, {.temperature = 0.5}), softmax({0, 2, 4, -2}));
+    expect_shares(frequencies({0, 1, 2, -1}, {.temperature = 4}), softmax({0, 0.25, 0.5, -0.25}));
+}
+
+TEST(Sampler, AVanishingTemperatureIsGreedy) {
+    for (uint64_t step = 0; step < 100; ++step) {
+        EXPECT_EQ(sample(std::vector<float>{0, 1e-3F, -1}, {.temperature = 1e-40}, {}, 0, step, 3).token, 1);
+    }
+}
+
+TEST(Sampler, TopKKeepsExactlyKEvenAmongEquals) {
+    const double e = std::exp(1.0);
+    expect_shares(frequencies({0, 1, 2, -1}, {.top_k = 2}), {0, 1 / (1 + e), e / (1 + e), 0});
+    expect_shares(frequencies({1, 1, 1, 1}, {.top_k = 2}), {0.5, 0.5, 0, 0});
+    expect_shares(frequencies({0, 1, 2, -1}, {.top_k = 100}), softmax({0, 1, 2, -1}));
+}
+
+TEST(Sampler, TopPKeepsTheSmallestSetThatReachesTheShare) {
+    const std::vector<float> logits{std::log(0.5F), std::log(0.3F), std::log(0.15F), std::log(0.05F)};
+    expect_shares(frequencies(logits, {.top_p = 0.4}), {1, 0, 0, 0});
+    expect_shares(frequencies(logits, {.top_p = 0.6}), {0.625, 0.375, 0, 0});
+    expect_shares(frequencies(logits, {.top_p = 0.9}), {0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0});
+    expect_shares(frequencies(logits, {.top_p = 1e-9}), {1, 0, 0, 0});
+}
+
+TEST(Sampler, TopPActsOnWhatTopKLeft) {
+    const std::vector<float> logits{std::log(0.5F), std::log(0.3F), std::log(0.15F), std::log(0.05F)};
+    expect_shares(frequencies(logits, {.top_p = 0.62, .top_k = 2}), {1, 0, 0, 0});  // 0.5 / 0.8 = 0.625
+}
+
+TEST(Sampler, TopPFindsASetThatIsLongerThanItsFirstLook) {
+    const std::vector<float> flat(1000, 0.5F);
+    const auto share = frequencies(flat, {.top_p = 0.7});
+    double kept = 0;
+    for (size_t i = 0; i < 699; ++i) kept += share[i];
+    EXPECT_GT(kept, 0.99);
+    for (size_t i = 702; i < 1000; ++i) EXPECT_EQ(share[i], 0) << i;
+}
+
+TEST(Sampler, MinPDropsWhatIsImprobableBesideTheBest) {
+    const std::vector<float> logits{std::log(0.5F), std::log(0.3F), std::log(0.15F), std::log(0.05F)};
+    expect_shares(frequencies(logits, {.min_p = 0.2}), {0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0});
+    expect_shares(frequencies(logits, {.min_p = 1}), {1, 0, 0, 0});
+}
+
+TEST(Sampler, RepetitionPenaltyActsOnPromptAndAnswerByTheLogitsSign) {
+    const std::vector<int32_t> said{0, 1};  // one in the prompt, one in the answer
+    expect_shares(frequencies({2, -2, 1}, {.repetition_penalty = 2}, {said, 1}), softmax({1, -4, 1}));
+}
+
+TEST(Sampler, FrequencyAndPresencePenaltiesCountTheAnswerOnly) {
+    const std::vector<int32_t> said{0, 0, 1, 1, 2};  // the prompt is 0 0
+    expect_shares(frequencies({1, 1, 1, 1}, {.frequency_penalty = 0.5, .presence_penalty = 0.25}, {said, 2}),
+                  softmax({1, 1 - 1.25, 1 - 0.75, 1}));
+}
+
+TEST(Sampler, LogitBiasIsAdded) {
+    expect_shares(frequencies({0, 0, 0}, {.logit_bias = {{1, 2.0F}, {2, -100.0F}}}), softmax({0, 2, -100}));
+    EXPECT_EQ(sample(std::vector<float>{3, 0}, {.temperature = 0, .logit_bias = {{1, 100.0F}}}, {}, 0, 0, 2).token, 1);
+}
+
+TEST(Sampler, PaddingRowsAreNeverSampled) {
+    EXPECT_EQ(sample(std::vector<float>{0, 1, 9}, {.temperature = 0}, {}, 0, 0, 2).token, 1);
+    for (uint64_t step = 0; step < 200; ++step) {
+        EXPECT_LT(sample(std::vector<float>{0, 0, 9}, {}, {}, 0, step, 2).token, 2);
+    }
+}
+
+TEST(Sampler, LogprobIsTheModelsOwn) {
+    const std::vector<float> logits{0, 1, 2, -1};
+    const auto p = softmax({0, 1, 2, -1});
+    const SamplingParams odd{.temperature = 0.3, .top_k = 1, .repetition_penalty = 3};
+    EXPECT_NEAR(sample(logits, odd, {}, 0, 0, 4).logprob, std::log(p[2]), 1e-6);
+}
+
+TEST(Sampler, EqualArgumentsGiveEqualTokensAndStreamsDiffer) {
+    const std::vector<float> flat(64, 0.0F);
+    int differ = 0;
+    for (uint64_t step = 0; step < 100; ++step) {
+        const auto draw = [&](uint64_t seed, uint64_t stream) {
+            return sample(flat, {.seed = seed}, {}, stream, step, 64).token;
+        };
+        EXPECT_EQ(draw(1, 2), draw(1, 2));
+        differ += draw(1, 2) != draw(1, 3) ? 1 : 0;
+        differ += draw(1, 2) != draw(2, 2) ? 1 : 0;
+    }
+    EXPECT_GT(differ, 180);  // 2 x 100 x 63/64 expected
+}
+
+TEST(Sampler, NanAndInfiniteLogitsAreReported) {
+    const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+    EXPECT_THROW((void)sample(std::vector<float>{0, nan}, {}, {}, 0, 0, 2), Error);
+    EXPECT_THROW((void)sample(std::vector<float>{-inf, -inf}, {}, {}, 0, 0, 2), Error);
+    EXPECT_THROW((void)sample(std::vector<float>{0, inf}, {}, {}, 0, 0, 2), Error);
+    EXPECT_EQ(sample(std::vector<float>{0, -inf}, {}, {}, 0, 0, 2).token, 0);
+}
+
+TEST(Sampler, ValuesOutOfRangeAreNamed) {
+    const auto message = [](const SamplingParams& params) -> std::string {
+        try {
+            params.validate();
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "";
+    };
+    EXPECT_EQ(message({}), "");
+    EXPECT_NE(message({.temperature = -1}).find("temperature"), std::string::npos);
+    EXPECT_NE(message({.top_p = 0}).find("top_p"), std::string::npos);
+    EXPECT_NE(message({.top_p = 1.5}).find("top_p"), std::string::npos);
+    EXPECT_NE(message({.top_k = -1}).find("top_k"), std::string::npos);
+    EXPECT_NE(message({.min_p = 2}).find("min_p"), std::string::npos);
+    EXPECT_NE(message({.repetition_penalty = 0}).find("repetition_penalty"), std::string::npos);
+    EXPECT_NE(message({.temperature = std::numeric_limits<double>::quiet_NaN()}).find("temperature"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace fathom
