@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "app/device.h"
 #include "app/help.h"
 #include "app/verb.h"
 #include "base/error.h"
@@ -26,11 +27,18 @@ struct Verb {
 // In the order of --help, one line per verb.
 // clang-format off
 constexpr Verb kVerbs[] = {
+    {"Use", add_chat},
+    {"Use", add_generate},
     {"Data", add_tokenize},
     {"Data", add_data},
     {"Data", add_tokenizer},
     {"Train", add_train},
     {"Data", add_convert},
+    {"Look", add_inspect},
+    {"Look", add_plan},
+    {"Look", add_eval},
+    {"Look", add_bench},
+    {"Look", add_dump},
     {"Look", add_plot},
     {"Look", add_doctor},
     {"Look", add_completion},
@@ -54,15 +62,6 @@ void add_globals(CLI::App& app, Globals& globals) {
     app.add_flag("--quiet", globals.quiet, "no progress on stderr");
     app.add_flag("--deterministic", globals.deterministic,
                  "batch-invariant arithmetic: the same bytes whatever the batch, chunks, packing and threads");
-}
-
-void check_device(const Globals& globals) {
-    const std::string& device = globals.device;
-    if (device == "auto" || device == "cpu") return;
-    if (device == "cuda" || device.starts_with("cuda:")) {
-        throw Error(ErrorKind::kDevice, fmt::format("--device {}: this build has no CUDA back end; use --device cpu", device));
-    }
-    throw Error(ErrorKind::kUsage, fmt::format("--device {}: expected auto, cpu or cuda[:n]", device));
 }
 
 void declare(CLI::App& app, Globals& globals) {

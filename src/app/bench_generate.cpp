@@ -1,0 +1,151 @@
+// Decoding and prefilling through the engine.
+#include <fmt/format.h>
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <utility>
+
+#include "app/bench_model.h"
+#include "app/bench_runs.h"
+#include "base/error.h"
+#include "model/flop_count.h"
+#include "model/memory_plan.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kSlack = 64;  // tokens of the page that a sequence begins but does not fill
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+DType cache_dtype(const BenchOptions& options) { return options.cache_type == "bf16" ? DType::kBF16 : DType::kF32; }
+
+// A model in an engine with room for `batch` sequences of `length` tokens, whose experts are counted.
+class BenchEngine {
+public:
+    BenchEngine(const BenchOptions& options, Device& device, int64_t length)
+        : model(options, device.ops()),
+          batch(sequences(options)),
+          counter(device.ops()),
+          engine(model.model(), device.ops(), engine_options(options, length)) {
+        if (length <= engine.max_length()) return;
+        throw Error(ErrorKind::kUsage, fmt::format("the run needs {} tokens a sequence, the model reads at most {} "
+                                                   "(max_position_embeddings): give a smaller --depth, --prompt-tokens, "
+                                                   "--max-new-tokens or --repetitions",
+                                                   length, engine.max_length()));
+    }
+
+    static int64_t sequences(const BenchOptions& options) { return std::max<int64_t>(options.batch, 1); }
+
+    void add(std::vector<int32_t> prompt, int64_t max_new_tokens) {
+        Request request;
+        request.prompt = std::move(prompt);
+        request.sampling.temperature = 0;
+        request.max_new_tokens = max_new_tokens;
+        (void)engine.add(std::move(request));
+    }
+    // Steps until each of the `batch` sequences added last has said its first token. Returns the number of steps.
+    int64_t run_prompts() {
+        std::set<int64_t> begun;
+        int64_t steps = 0;
+        for (; std::ssize(begun) < batch; ++steps) {
+            for (const TokenEvent& event : engine.step()) begun.insert(event.request);
+        }
+        return steps;
+    }
+    // Read by the last `forwards` batches.
+    [[nodiscard]] double weight_bytes(int64_t forwards) {
+        return static_cast<double>(forwards * model.dense_bytes() + counter.take() * model.expert_bytes());
+    }
+
+    BenchModel model;
+    int64_t batch;
+    ExpertCounter counter;
+    Engine engine;
+
+private:
+    [[nodiscard]] EngineOptions engine_options(const BenchOptions& options, int64_t length) {
+        EngineOptions result;
+        result.cache_tokens = batch * (length + kSlack);
+        result.cache_dtype = cache_dtype(options);
+        result.max_batch_rows = std::max(result.max_batch_rows, batch);
+        result.max_sequences = batch;
+        result.on_routing = [this](std::span<const Routing> routing) { counter(routing); };
+        return result;
+    }
+};
+
+}  // namespace
+
+Measurement bench_decode(const BenchOptions& options, Device& device, const Between& between) {
+    const int64_t prompt = std::max<int64_t>(options.depth + options.prompt_tokens, 1),
+                  steps = options.max_new_tokens > 0 ? options.max_new_tokens : 32;
+    // Sequences whose prompts are read early decode while the others are read.
+    const int64_t reading = BenchEngine::sequences(options) * prompt / EngineOptions().max_batch_rows + 1;
+    const int64_t answer = 1 + reading + options.repetitions * (steps + 1);
+    BenchEngine run(options, device, prompt + answer);
+    std::mt19937_64 random(1);
+    for (int64_t i = 0; i < run.batch; ++i) {
+        run.add(random_tokens(random, prompt, run.model.config().vocab_size), answer + 1);
+    }
+    (void)run.run_prompts();
+
+    Measurement result{run.batch * steps, {}, 0, 0, run.model.dtype(), run.model.parameters()};
+    double bytes = 0, keys = 0;
+    const double cached = static_cast<double>(cache_bytes_per_token(run.model.config(), cache_dtype(options)));
+    for (int64_t i = 0; i < options.repetitions; ++i) {
+        between();
+        (void)run.engine.step();  // wakes the threads up and fills the caches again
+        (void)run.counter.take();
+        const auto start = Clock::now();
+        for (int64_t step = 0; step < steps; ++step) (void)run.engine.step();
+        result.seconds.push_back(seconds_since(start));
+        const double length = static_cast<double>(prompt + 1 + i * (steps + 1)) + mean_keys(steps);
+        keys += length / static_cast<double>(options.repetitions);
+        bytes += run.weight_bytes(steps) + cached * length * static_cast<double>(result.tokens);
+    }
+    result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens);
+    result.flops_per_token = count_flops(run.model.config(), keys, AttentionForm::kAbsorbed).forward();
+    return result;
+}
+
+Measurement bench_prefill(const BenchOptions& options, Device& device, const Between& between) {
+    const int64_t fresh = options.prompt_tokens > 0 ? options.prompt_tokens : 512;
+    BenchEngine run(options, device, options.depth + fresh + 1);
+    std::mt19937_64 random(1);
+    const ModelConfig& config = run.model.config();
+    std::vector<std::vector<int32_t>> prefixes(static_cast<size_t>(run.batch));
+    for (auto& prefix : prefixes) prefix = random_tokens(random, options.depth, config.vocab_size);
+    if (options.depth > 0) {  // finished sequences stay in the cache, and prompts that begin alike take their pages over
+        for (const auto& prefix : prefixes) run.add(prefix, 1);
+        (void)run.run_prompts();
+    }
+
+    Measurement result{run.batch * fresh, {}, 0, 0, run.model.dtype(), run.model.parameters()};
+    double bytes = 0;
+    for (int64_t i = 0; i < options.repetitions; ++i) {
+        for (std::vector<int32_t> prompt : prefixes) {
+            const std::vector<int32_t> tail = random_tokens(random, fresh, config.vocab_size);
+            prompt.insert(prompt.end(), tail.begin(), tail.end());
+            run.add(std::move(prompt), 1);
+        }
+        between();
+        (void)run.counter.take();
+        const auto start = Clock::now();
+        const int64_t steps = run.run_prompts();
+        result.seconds.push_back(seconds_since(start));
+        bytes += run.weight_bytes(steps);
+    }
+    // The cache behind a chunk is read once per chunk; about half of the new tokens stand behind the average one.
+    const double chunks = static_cast<double>((fresh + EngineOptions().prefill_chunk - 1) / EngineOptions().prefill_chunk);
+    const double cache = static_cast<double>(cache_bytes_per_token(config, cache_dtype(options))) * chunks *
+                         mean_keys(fresh, options.depth) / static_cast<double>(fresh);
+    result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens) + cache;
+    const FlopCount flops = count_flops(config, mean_keys(fresh, options.depth));
+    result.flops_per_token = flops.layers + flops.attention + flops.head / static_cast<double>(fresh);
+    return result;
+}
+
+}  // namespace fathom

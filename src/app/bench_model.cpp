@@ -1,0 +1,115 @@
+#include "app/bench_model.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/error.h"
+#include "base/rng.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kTable = int64_t{1} << 20;  // normal numbers that weights are cut from
+constexpr double kStd = 0.02;
+
+int64_t stored_bytes(const Weight& weight) { return weight.codes.bytes() + weight.scales.bytes(); }
+
+template <class T>
+std::vector<T> normal_table() {
+    std::vector<T> table(2 * kTable);
+    const Philox philox{1, 0};
+    for (int64_t i = 0; i < kTable; ++i) {
+        table[static_cast<size_t>(i)] = table[static_cast<size_t>(i + kTable)] =
+            static_cast<T>(static_cast<float>(kStd * philox.normal(static_cast<uint64_t>(i))));
+    }
+    return table;
+}
+
+// Fills a matrix by rows, a stretch of the table at a time, each from another place.
+template <class T>
+void fill_from_table(Ops& ops, const Tensor& matrix, const std::vector<T>& table, Rng& places) {
+    const int64_t step = std::max<int64_t>(1, kTable / matrix.dim(1));
+    for (int64_t row = 0; row < matrix.dim(0); row += step) {
+        ops.write(matrix.slice(0, row, std::min(row + step, matrix.dim(0))), &table[places.below(kTable)]);
+    }
+}
+
+}  // namespace
+
+BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
+    const std::optional<DType> dtype = options.dtype == "auto"  ? std::nullopt
+                                       : options.dtype == "f32" ? std::optional(DType::kF32)
+                                                                : std::optional(DType::kBF16);
+    if (options.random_config.empty()) {
+        loaded_ = load_model(options.model, ops, {.dtype = dtype});
+    } else {
+        loaded_.config = read_config_file(options.random_config).model;
+        loaded_.config.num_nextn_predict_layers = 0;
+        loaded_.model = std::make_unique<DeepSeek>(loaded_.config);
+        draw_weights(ops, dtype.value_or(DType::kBF16));
+    }
+    count_bytes();
+}
+
+void BenchModel::draw_weights(Ops& ops, DType dtype) {
+    loaded_.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
+    const std::vector<float> f32 = normal_table<float>();
+    const std::vector<BFloat16> bf16 = normal_table<BFloat16>();
+    Rng places(2);
+    loaded_.model->visit([&](const std::string&, Param& param) {
+        const Tensor value = param.allocate(*loaded_.weights, param.trained() ? dtype : DType::kF32);
+        param.weight = value;
+        if (!param.is_matrix()) {
+            ops.fill(value, param.kind == ParamKind::kNorm ? 1 : 0);
+        } else if (dtype == DType::kF32) {
+            fill_from_table(ops, value, f32, places);
+        } else {
+            fill_from_table(ops, value, bf16, places);
+        }
+    });
+}
+
+void BenchModel::count_bytes() {
+    std::string first;  // expert of the first layer that has some
+    loaded_.model->visit([&](const std::string& name, Param& param) {
+        parameters_ += param.size();
+        const size_t expert = name.find(".experts.");
+        if (expert == std::string::npos) {
+            const bool table_only = name == "model.embed_tokens.weight" && !config().tie_word_embeddings;
+            if (!table_only) dense_bytes_ += stored_bytes(param.weight);
+            return;
+        }
+        const std::string prefix = name.substr(0, name.find('.', expert + std::string_view(".experts.").size()));
+        if (first.empty()) first = prefix;
+        if (prefix == first) expert_bytes_ += stored_bytes(param.weight);
+    });
+}
+
+std::string BenchModel::dtype() const {
+    DType dtype = DType::kF32;
+    loaded_.model->visit([&](const std::string&, Param& param) {
+        if (param.is_matrix()) dtype = param.weight.codes.dtype;
+    });
+    return std::string(name_of(dtype));
+}
+
+void ExpertCounter::operator()(std::span<const Routing> routing) {
+    for (const Routing& layer : routing) {
+        if (!layer.indices) continue;
+        std::vector<int32_t> chosen(static_cast<size_t>(layer.indices.size()));
+        ops_.read_back(chosen.data(), layer.indices);
+        distinct_ += std::ssize(std::set<int32_t>(chosen.begin(), chosen.end()));
+    }
+}
+
+std::vector<int32_t> random_tokens(std::mt19937_64& random, int64_t count, int64_t vocab_size) {
+    std::uniform_int_distribution<int32_t> id(0, static_cast<int32_t>(vocab_size - 1));
+    std::vector<int32_t> tokens(static_cast<size_t>(count));
+    std::ranges::generate(tokens, [&] { return id(random); });
+    return tokens;
+}
+
+}  // namespace fathom

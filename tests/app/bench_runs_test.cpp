@@ -1,0 +1,120 @@
+#include "app/bench_runs.h"
+
+#include <gtest/gtest.h>
+#include <filesystem>
+
+#include "app/bench_roofs.h"
+#include "base/error.h"
+#include "model/flop_count.h"
+#include "model/memory_plan.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kFixture = fs::path(FATHOM_TEST_DATA) / "fixtures" / "v3";
+
+BenchOptions small(const std::string& run) {
+    BenchOptions options;
+    options.run = run;
+    options.model = kFixture.string();
+    options.repetitions = 2;
+    options.max_new_tokens = 2;
+    options.prompt_tokens = 4;
+    options.sequence_length = 16;
+    return options;
+}
+
+Measurement measure(Measurement (*bench)(const BenchOptions&, Device&, const Between&), const BenchOptions& options) {
+    Device device(Globals{.threads = 2});
+    int64_t rounds = 0;
+    const Measurement result = bench(options, device, [&] { ++rounds; });
+    EXPECT_EQ(rounds, options.repetitions);
+    EXPECT_EQ(std::ssize(result.seconds), options.repetitions);
+    return result;
+}
+
+// One row reaches K experts, as the dry run assumes; besides, it reads the router biases and the cache.
+TEST(Bench, DecodingReadsTheWeightsOfADryRunAndTheCache) {
+    const ModelConfig config = ModelConfig::load(kFixture);
+    int64_t biases = 0;
+    for (int64_t i = 0; i < config.num_hidden_layers; ++i) biases += config.moe_layer(i) ? 4 * config.n_routed_experts : 0;
+    BenchOptions options = small("decode");
+    options.dtype = "bf16";
+    const Measurement result = measure(bench_decode, options);
+    // Prompt 4, its first answer; each repetition an untimed step and then two that see 1 and 2 tokens more.
+    const double keys = 5 + (1.5 + (3 + 1.5)) / 2;
+    const double cache = keys * static_cast<double>(cache_bytes_per_token(config, DType::kF32));
+    const double weights = dry_run_forward(config, 1, 1, DType::kBF16).cost.weight_bytes + static_cast<double>(biases);
+    EXPECT_DOUBLE_EQ(result.bytes_per_token, weights + cache);
+    EXPECT_EQ(result.tokens, 2);
+    EXPECT_EQ(result.dtype, "BF16");
+    EXPECT_DOUBLE_EQ(result.flops_per_token, count_flops(config, keys, AttentionForm::kAbsorbed).forward());
+}
+
+TEST(Bench, ABatchSharesItsWeights) {
+    BenchOptions options = small("decode");
+    const double alone = measure(bench_decode, options).bytes_per_token;
+    options.batch = 6;
+    const Measurement together = measure(bench_decode, options);
+    EXPECT_EQ(together.tokens, 12);
+    EXPECT_LT(together.bytes_per_token, 0.7 * alone);
+}
+
+TEST(Bench, PrefillTakesUpBehindWhatIsCached) {
+    BenchOptions options = small("prefill");
+    options.batch = 2;
+    options.depth = 10;
+    const Measurement result = measure(bench_prefill, options);
+    EXPECT_EQ(result.tokens, 8);
+    const FlopCount flops = count_flops(ModelConfig::load(kFixture), 12.5);  // tokens 11 to 14
+    EXPECT_DOUBLE_EQ(result.flops_per_token, flops.layers + flops.attention + flops.head / 4);
+}
+
+TEST(Bench, ARandomModelNeedsNoCheckpoint) {
+    BenchOptions options = small("decode");
+    options.random_config = (kFixture / "config.json").string();
+    options.model.clear();
+    const Measurement random = measure(bench_decode, options);
+    EXPECT_EQ(random.parameters, measure(bench_decode, small("decode")).parameters);
+    EXPECT_EQ(random.dtype, "BF16");
+}
+
+TEST(Bench, TrainingTakesWholeStepsAndLeavesNothingBehind) {
+    const Measurement result = measure(bench_train, small("train"));
+    ModelConfig config = ModelConfig::load(kFixture);
+    EXPECT_EQ(result.tokens % 16, 0);
+    EXPECT_DOUBLE_EQ(result.flops_per_token, count_flops(config, 8.5).training());
+    for (const auto& entry : fs::directory_iterator(fs::temp_directory_path())) {
+        EXPECT_NE(entry.path().filename(), "fathom-bench-" + std::to_string(::getpid()));
+    }
+}
+
+TEST(Bench, ARunThatDoesNotFitTheModelsPositionsIsRefused) {
+    BenchOptions options = small("decode");
+    options.depth = 1 << 20;
+    Device device(Globals{.threads = 1});
+    EXPECT_THROW((void)bench_decode(options, device, [] {}), Error);
+}
+
+TEST(Roofs, TheMedianOfAnEvenNumberLiesBetween) {
+    EXPECT_EQ(median({3, 1, 2}), 2);
+    EXPECT_EQ(median({4, 1, 2, 3}), 2.5);
+    EXPECT_EQ(median({7}), 7);
+}
+
+TEST(OneDnn, MultipliesByTheTranspose) {
+    const OneDnn library(1);
+    if (!library.available()) GTEST_SKIP() << "no libdnnl on this machine";
+    const float a[] = {1, 2, 3, 4, 5, 6}, b[] = {1, 0, 1, 2, 1, 0};  // [2, 3] each
+    float c[4] = {};
+    library.product(c, a, b, 2, 2, 3);
+    EXPECT_EQ(c[0], 4);
+    EXPECT_EQ(c[1], 4);
+    EXPECT_EQ(c[2], 10);
+    EXPECT_EQ(c[3], 13);
+}
+
+}  // namespace
+}  // namespace fathom
