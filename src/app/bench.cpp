@@ -134,7 +134,7 @@ void declare(CLI::App& verb, BenchOptions& o) {
 
 void add_bench(CLI::App& app, Globals& globals) {
     auto options = std::make_shared<BenchOptions>();
-    CLI::App* verb = app.add_subcommand("bench", "Measure decoding, prefilling and training against this machine's roofs");
+    CLI::App* verb = app.add_subcommand("bench", "measure decoding, prefilling and training against this machine's roofs");
     verb->footer(
         "Examples:\n"
         "  fathom bench decode models/stories --batch 4 --depth 256\n"

@@ -30,7 +30,7 @@ void convert(const ConvertOptions& options, const Globals& globals) {
 
 void add_convert(CLI::App& app, Globals& globals) {
     auto options = std::make_shared<ConvertOptions>();
-    CLI::App* verb = app.add_subcommand("convert", "Write a checkpoint again, as it is or in another type");
+    CLI::App* verb = app.add_subcommand("convert", "write a checkpoint again, as it is or in another type");
     verb->footer(
         "Examples:\n"
         "  fathom convert DeepSeek-V2-Lite copy              the same tensors, byte for byte\n"

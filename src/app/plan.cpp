@@ -176,7 +176,7 @@ void plan(const Options& options, const Globals& globals) {
 
 void add_plan(CLI::App& app, Globals& globals) {
     auto options = std::make_shared<Options>();
-    CLI::App* verb = app.add_subcommand("plan", "Parameters, memory and FLOPs of a model before anything is allocated");
+    CLI::App* verb = app.add_subcommand("plan", "show parameters, memory and FLOPs of a model before anything is allocated");
     verb->footer(
         "Examples:\n"
         "  fathom plan config.json\n"
