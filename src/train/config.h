@@ -79,7 +79,7 @@ struct TrainConfig {
         int64_t expert_load_every = 10;
     } metrics;
 
-    std::string text;  // the effective configuration as TOML: what the run folder's config.toml holds
+    std::string text;  // the effective configuration as TOML, with every default and absolute paths: the run's config.toml
 
     // Reads a file; relative paths in it are relative to the file, job.dir to the working directory. Overrides are
     // "section.key=value". Throws Error{kInput} naming the key for what is unknown, of a wrong type or out of range.

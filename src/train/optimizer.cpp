@@ -60,6 +60,14 @@ double Optimizer::gradient_norm() {
     return std::sqrt(sum);
 }
 
+bool Optimizer::weights_finite() {
+    ops_.fill(square_sum_, 0);
+    for (const State& state : states_) ops_.square_norm(square_sum_, state.master);
+    double sum = 0;
+    ops_.read_back(&sum, square_sum_);
+    return std::isfinite(sum);  // squares of f32 do not overflow f64
+}
+
 void Optimizer::step(const AdamWStep& rule) {
     AdamWStep undecayed = rule;
     undecayed.weight_decay = 0;

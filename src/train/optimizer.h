@@ -30,6 +30,8 @@ public:
     void zero_gradients();
     // sqrt(sum of squares) of all gradients.
     [[nodiscard]] double gradient_norm();
+    // Whether every weight is a number: one that is not would spoil a checkpoint and every step after it.
+    [[nodiscard]] bool weights_finite();
     // One step with `rule` for matrices, and without weight decay for norms and biases.
     void step(const AdamWStep& rule);
 

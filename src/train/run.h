@@ -2,7 +2,7 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
+#include <optional>
 #include <string>
 
 #include "base/progress.h"
@@ -20,8 +20,7 @@ struct RunOptions {
 struct RunSummary {
     int64_t first_step = 0, steps = 0;  // steps done before this start, and in all
     int64_t tokens = 0;
-    double loss = 0;  // of the last step
-    std::optional<double> valid_loss;
+    std::optional<double> loss, valid_loss;  // of the last step made and of the last validation; absent when there was none
     std::filesystem::path checkpoint;
     bool interrupted = false;  // Ctrl-C: saved and stopped
 };

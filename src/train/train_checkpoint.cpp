@@ -59,7 +59,12 @@ void restore_tensor(Ops& ops, const SafetensorsFolder& files, const std::string&
 
 void remove_old(const std::filesystem::path& folder, int64_t keep) {
     const auto checkpoints = training_checkpoints(folder);
-    for (size_t i = 0; i + static_cast<size_t>(keep) < checkpoints.size(); ++i) std::filesystem::remove_all(checkpoints[i]);
+    for (size_t i = 0; i + static_cast<size_t>(keep) < checkpoints.size(); ++i) {
+        std::filesystem::path leaving = checkpoints[i];
+        leaving += kPartial;  // killed in between, it is not taken for a checkpoint
+        std::filesystem::rename(checkpoints[i], leaving);
+        std::filesystem::remove_all(leaving);
+    }
 }
 
 }  // namespace
@@ -67,11 +72,15 @@ void remove_old(const std::filesystem::path& folder, int64_t keep) {
 void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& model, Ops& ops, Trainer& trainer,
                               const std::filesystem::path& tokenizer, int64_t keep) {
     const TrainerState state = trainer.state();
+    if (!trainer.optimizer().weights_finite()) {
+        throw Error(ErrorKind::kInput, fmt::format("step {}: weights are no longer finite numbers; nothing was saved. Lower "
+                                                   "optimizer.lr or lengthen lr_scheduler.warmup_steps",
+                                                   state.step));
+    }
     const std::filesystem::path final_path = folder / fmt::format("{}{:08}", kPrefix, state.step);
     std::filesystem::path partial = final_path;
     partial += kPartial;
     std::error_code ignored;
-    std::filesystem::remove_all(partial, ignored);  // of a run that was killed here
     try {
         std::filesystem::create_directories(partial);
         save_model(partial, model, ops, {.tokenizer = tokenizer});
@@ -80,9 +89,9 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
             {"step", state.step}, {"tokens", state.tokens}, {"epoch", state.loader.epoch}, {"position", state.loader.position}};
         write_text_atomically(partial / "trainer.json", position.dump(2) + "\n");
         sync_directory(partial);
-        std::filesystem::remove_all(final_path);  // the same step, saved before an interruption
         std::filesystem::rename(partial, final_path);
         sync_directory(folder);
+        remove_old(folder, keep);
     } catch (const std::filesystem::filesystem_error& error) {
         std::filesystem::remove_all(partial, ignored);
         throw Error(ErrorKind::kIo,
@@ -91,7 +100,6 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
         std::filesystem::remove_all(partial, ignored);
         throw error.within("cannot save the checkpoint, earlier ones are untouched");
     }
-    remove_old(folder, keep);
 }
 
 void load_training_checkpoint(const std::filesystem::path& checkpoint, DeepSeek& model, Ops& ops, Trainer& trainer) {
@@ -108,6 +116,15 @@ void load_training_checkpoint(const std::filesystem::path& checkpoint, DeepSeek&
     } catch (const Error& error) {
         throw error.within(checkpoint.string());
     }
+}
+
+void remove_partial_checkpoints(const std::filesystem::path& folder) {
+    std::vector<std::filesystem::path> partial;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+        const std::string name = entry.path().filename().string();
+        if (name.starts_with(kPrefix) && name.ends_with(kPartial)) partial.push_back(entry.path());
+    }
+    for (const auto& path : partial) std::filesystem::remove_all(path);
 }
 
 std::vector<std::filesystem::path> training_checkpoints(const std::filesystem::path& folder) {

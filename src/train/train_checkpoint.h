@@ -20,6 +20,9 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
 // another model.
 void load_training_checkpoint(const std::filesystem::path& checkpoint, DeepSeek& model, Ops& ops, Trainer& trainer);
 
+// Clears away what a killed run was writing or removing. Only for who holds the run's folder.
+void remove_partial_checkpoints(const std::filesystem::path& folder);
+
 // Complete checkpoints of a run, oldest first.
 [[nodiscard]] std::vector<std::filesystem::path> training_checkpoints(const std::filesystem::path& folder);
 

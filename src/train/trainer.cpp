@@ -43,6 +43,9 @@ Trainer::Trainer(const TrainConfig& config, DeepSeek& model, Ops& ops, PackedLoa
     model_.set_recompute(config.training.recompute);
     for (const auto& [layer, moe] : moe_layers_) {
         moe->router().balance = config.balance.losses;
+        // Of each batch; a step has the mean over its batches.
+        for (BalanceLoss& loss : moe->router().balance)
+            loss.alpha /= static_cast<double>(config.training.gradient_accumulation);
         moe->statistics = {statistics_.allocate(DType::kI64, {moe->router().config().n_routed_experts}),
                            statistics_.allocate(ops.compute_dtype(), {1})};
         ops.fill(moe->statistics.expert_load, 0);
@@ -55,19 +58,16 @@ StepMetrics Trainer::step() {
     const auto& training = config_.training;
     const double progress = static_cast<double>(step_) / static_cast<double>(training.steps);
     const double lambda = progress < training.mtp_lambda_switch ? training.mtp_lambda : training.mtp_lambda_final;
+    const std::vector<TokenBatch> batches = next_batches();
     Losses losses;
     int64_t consumed = 0;
-    for (int64_t i = 0; i < training.gradient_accumulation; ++i) {
-        const std::optional<TokenBatch> tokens = loader_.next();
-        check(tokens.has_value(), "Trainer: a training loader never ends");
-        const Losses part = accumulate(*tokens, lambda);
-        losses.sum += part.sum;
-        losses.count += part.count;
-        losses.mtp += part.mtp / static_cast<double>(training.gradient_accumulation);
-        consumed += static_cast<int64_t>(tokens->tokens.size());
+    for (const TokenBatch& tokens : batches) {
+        losses.count += count_targets(tokens.targets);
+        losses.mtp_count += count_targets(shifted_targets(tokens, 2));
+        consumed += std::ssize(tokens.tokens);
     }
-    const double mean = 1 / static_cast<double>(training.gradient_accumulation);
-    const double norm = optimizer_.gradient_norm() * mean;
+    for (const TokenBatch& tokens : batches) accumulate(losses, tokens, lambda);
+    const double norm = optimizer_.gradient_norm();
     if (!std::isfinite(norm)) {
         throw Error(ErrorKind::kInput,
                     fmt::format("step {}: the gradient is not finite; nothing was updated. Lower optimizer.lr, lengthen "
@@ -77,7 +77,7 @@ StepMetrics Trainer::step() {
     const double clip = training.clip > 0 ? std::min(1.0, training.clip / (norm + 1e-6)) : 1.0;
     const double lr = config_.optimizer.lr * schedule_factor(config_.lr_scheduler, step_, training.steps);
     const auto& o = config_.optimizer;
-    optimizer_.step({lr, o.beta1, o.beta2, o.epsilon, o.weight_decay, clip * mean, step_ + 1});
+    optimizer_.step({lr, o.beta1, o.beta2, o.epsilon, o.weight_decay, clip, step_ + 1});
     optimizer_.zero_gradients();
     ++step_;
     tokens_ += consumed;
@@ -86,7 +86,8 @@ StepMetrics Trainer::step() {
     metrics.step = step_;
     metrics.tokens = tokens_;
     metrics.loss = losses.sum / static_cast<double>(std::max<int64_t>(losses.count, 1));
-    if (model_.config().num_nextn_predict_layers > 0) metrics.mtp_loss = losses.mtp;
+    const int64_t depths = model_.config().num_nextn_predict_layers;
+    if (depths > 0) metrics.mtp_loss = losses.mtp_sum / static_cast<double>(depths * std::max<int64_t>(losses.mtp_count, 1));
     metrics.lr = lr;
     metrics.grad_norm = norm;
     balance(metrics);
@@ -106,48 +107,59 @@ Batch Trainer::to_batch(Context& cx, const TokenBatch& tokens, bool keep) const 
     return make_batch(cx, chunks, 0, keep);
 }
 
-// Forward and backward of one batch: adds the gradient of its mean loss.
-Trainer::Losses Trainer::accumulate(const TokenBatch& tokens, double mtp_lambda) {
+std::vector<TokenBatch> Trainer::next_batches() {
+    std::vector<TokenBatch> batches;
+    for (int64_t i = 0; i < config_.training.gradient_accumulation; ++i) {
+        std::optional<TokenBatch> tokens = loader_.next();
+        check(tokens.has_value(), "Trainer: a training loader never ends");
+        batches.push_back(*std::move(tokens));
+    }
+    return batches;
+}
+
+// Forward and backward of one batch: adds its part of the gradient of the step's mean loss.
+void Trainer::accumulate(Losses& losses, const TokenBatch& tokens, double mtp_lambda) {
     scratch_.clear();
     saved_.clear();
     Context cx = context();
     const Batch batch = to_batch(cx, tokens, true);
     const Tensor targets = cx.ints(tokens.targets, true);
-    Losses losses;
-    losses.count = count_targets(tokens.targets);
     DeepSeek::Saved saved;
     const Tensor hidden = model_.forward(cx, batch, nullptr, &saved);
     const Tensor loss = cx.empty({batch.rows}, true), dhidden = cx.empty({batch.rows, hidden.dim(1)}, true);
     model_.head().loss_and_gradient(cx, loss, dhidden, hidden, targets,
                                     1 / static_cast<double>(std::max<int64_t>(losses.count, 1)));
-    losses.sum = sum_of(loss);
-    losses.mtp = accumulate_mtp(cx, tokens, dhidden, mtp_lambda, saved);
+    losses.sum += sum_of(loss);
+    accumulate_mtp(cx, losses, tokens, dhidden, mtp_lambda, saved);
     model_.backward(cx, dhidden, saved);
-    return losses;
 }
 
-// V3 2.2: L_MTP = lambda / D * sum over depths of their mean losses. Returns the mean over depths.
-double Trainer::accumulate_mtp(Context& cx, const TokenBatch& tokens, const Tensor& dhidden, double lambda,
-                               DeepSeek::Saved& saved) {
+// V3 2.2: L_MTP = lambda / D * sum over depths of their losses, all divided by the targets of the first depth.
+void Trainer::accumulate_mtp(Context& cx, Losses& losses, const TokenBatch& tokens, const Tensor& dhidden, double lambda,
+                             DeepSeek::Saved& saved) {
     const int64_t depths = model_.config().num_nextn_predict_layers, n = dhidden.dim(0);
-    if (depths == 0) return 0;
+    if (depths == 0) return;
     std::vector<Tensor> ahead, targets;
-    int64_t count = 1;
     for (int64_t k = 1; k <= depths; ++k) {
-        std::vector<int32_t> seen = shifted_targets(tokens, k), wanted = shifted_targets(tokens, k + 1);
+        std::vector<int32_t> seen = shifted_targets(tokens, k);
         std::ranges::replace(seen, kNoTarget, 0);  // these rows have no target either
-        targets.push_back(cx.ints(wanted, true));
         ahead.push_back(cx.ints(seen, true));
-        if (k == 1) count = std::max<int64_t>(count_targets(wanted), 1);
+        targets.push_back(cx.ints(shifted_targets(tokens, k + 1), true));
     }
     const Tensor loss = cx.empty({depths, n}, true);
-    model_.mtp_loss_and_gradient(cx, loss, dhidden, ahead, targets, lambda / static_cast<double>(depths * count), saved);
-    return sum_of(loss.view({depths * n})) / static_cast<double>(depths * count);
+    const double scale = lambda / static_cast<double>(depths * std::max<int64_t>(losses.mtp_count, 1));
+    model_.mtp_loss_and_gradient(cx, loss, dhidden, ahead, targets, scale, saved);
+    losses.mtp_sum += sum_of(loss.view({depths * n}));
+}
+
+std::vector<float> Trainer::to_host(const Tensor& losses) {
+    std::vector<float> values(static_cast<size_t>(losses.size()));
+    ops_.read_back(values.data(), losses);
+    return values;
 }
 
 double Trainer::sum_of(const Tensor& losses) {
-    std::vector<float> values(static_cast<size_t>(losses.size()));
-    ops_.read_back(values.data(), losses);
+    const std::vector<float> values = to_host(losses);
     return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
@@ -164,25 +176,31 @@ void Trainer::balance(StepMetrics& metrics) {
         if (metrics.step % config_.metrics.expert_load_every == 0) metrics.expert_load.push_back(load);
         Param* bias = moe->router().correction_bias();
         if (bias != nullptr && gamma > 0) ops_.update_router_bias(bias->vector(), statistics.expert_load, gamma);
-        balance_loss += sum_of(statistics.balance_loss) / static_cast<double>(config_.training.gradient_accumulation);
+        balance_loss += sum_of(statistics.balance_loss);
         ops_.fill(statistics.expert_load, 0);
         ops_.fill(statistics.balance_loss, 0);
     }
     if (!config_.balance.losses.empty()) metrics.balance_loss = balance_loss;
 }
 
-double Trainer::evaluate(PackedLoader loader, int64_t limit) {
+std::vector<float> Trainer::token_losses(const TokenBatch& tokens) {
+    scratch_.clear();
+    Context cx = context();
+    const Batch batch = to_batch(cx, tokens, false);
+    const Tensor hidden = model_.forward(cx, batch, nullptr, nullptr), loss = cx.empty({batch.rows});
+    model_.head().loss(cx, loss, hidden, cx.ints(tokens.targets));
+    return to_host(loss);
+}
+
+double Trainer::evaluate(PackedLoader& loader, int64_t limit) {
+    loader.restore({});
     double sum = 0;
     int64_t count = 0;
     for (int64_t i = 0; limit == 0 || i < limit; ++i) {
         const std::optional<TokenBatch> tokens = loader.next();
         if (!tokens) break;
-        scratch_.clear();
-        Context cx = context();
-        const Batch batch = to_batch(cx, *tokens, false);
-        const Tensor hidden = model_.forward(cx, batch, nullptr, nullptr), loss = cx.empty({batch.rows});
-        model_.head().loss(cx, loss, hidden, cx.ints(tokens->targets));
-        sum += sum_of(loss);
+        const std::vector<float> losses = token_losses(*tokens);
+        sum += std::accumulate(losses.begin(), losses.end(), 0.0);
         count += count_targets(tokens->targets);
     }
     if (count == 0) throw Error(ErrorKind::kInput, "data.valid: no token to predict");

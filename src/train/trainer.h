@@ -27,18 +27,20 @@ public:
 
     // Consumes gradient_accumulation batches and makes one update.
     StepMetrics step();
-    // Mean loss over `loader`'s batches, at most `limit` (0 = all), without touching the training state.
-    [[nodiscard]] double evaluate(PackedLoader loader, int64_t limit);
+    // -log p of every row's target, 0 without one: [n]. The training state stays as it is.
+    [[nodiscard]] std::vector<float> token_losses(const TokenBatch& tokens);
+    // Their mean over the batches of `loader` from its beginning, at most `limit` (0 = all).
+    [[nodiscard]] double evaluate(PackedLoader& loader, int64_t limit);
 
     [[nodiscard]] Optimizer& optimizer() { return optimizer_; }
     [[nodiscard]] TrainerState state() const { return {step_, tokens_, loader_.state()}; }
     void restore(const TrainerState& state);
 
 private:
+    // Targets of all batches of a step, and sums of -log p over them.
     struct Losses {
-        double sum = 0;  // of -log p over `count` targets
-        int64_t count = 0;
-        double mtp = 0;  // mean over modules of their mean losses
+        int64_t count = 0, mtp_count = 0;  // mtp_count: of one module at the first depth
+        double sum = 0, mtp_sum = 0;
     };
 
     const TrainConfig& config_;
@@ -53,9 +55,11 @@ private:
 
     [[nodiscard]] Context context() { return {ops_, scratch_, saved_, config_.training.dtype, deterministic_}; }
     [[nodiscard]] Batch to_batch(Context& cx, const TokenBatch& tokens, bool keep) const;
-    [[nodiscard]] Losses accumulate(const TokenBatch& tokens, double mtp_lambda);
-    [[nodiscard]] double accumulate_mtp(Context& cx, const TokenBatch& tokens, const Tensor& dhidden, double lambda,
-                                        DeepSeek::Saved& saved);
+    [[nodiscard]] std::vector<TokenBatch> next_batches();
+    void accumulate(Losses& losses, const TokenBatch& tokens, double mtp_lambda);
+    void accumulate_mtp(Context& cx, Losses& losses, const TokenBatch& tokens, const Tensor& dhidden, double lambda,
+                        DeepSeek::Saved& saved);
+    [[nodiscard]] std::vector<float> to_host(const Tensor& losses);
     [[nodiscard]] double sum_of(const Tensor& losses);
     void balance(StepMetrics& metrics);
 };
