@@ -2,9 +2,9 @@
 #include <memory>
 #include <string>
 
+#include "app/device.h"
 #include "app/verb.h"
 #include "checkpoint/checkpoint.h"
-#include "cpu/cpu_ops.h"
 
 namespace fathom {
 namespace {
@@ -17,12 +17,11 @@ void convert(const ConvertOptions& options, const Globals& globals) {
     if (std::filesystem::exists(options.to) && std::filesystem::equivalent(options.from, options.to)) {
         throw Error(ErrorKind::kUsage, "convert: IN and OUT are the same folder");
     }
-    ThreadPool threads(globals.threads);
-    CpuOps ops(threads);
+    Device device(globals);
     LoadOptions load{.dtype = {}, .with_mtp = true};
     if (!options.dtype.empty()) load.dtype = options.dtype == "f32" ? DType::kF32 : DType::kBF16;
-    const LoadedModel loaded = load_model(options.from, ops, load);
-    save_model(options.to, *loaded.model, ops, {.tokenizer = options.from, .with_copies = loaded.has_copies});
+    const LoadedModel loaded = load_model(options.from, device.ops(), load);
+    save_model(options.to, *loaded.model, device.ops(), {.tokenizer = options.from, .with_copies = loaded.has_copies});
     if (!globals.json) fmt::print("{} -> {}\n", options.from, options.to);
 }
 
