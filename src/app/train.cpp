@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "app/device.h"
 #include "app/table.h"
 #include "app/verb.h"
-#include "cpu/cpu_ops.h"
 #include "model/parameter_count.h"
 #include "train/run.h"
 
@@ -64,9 +64,9 @@ void train(const TrainOptions& options, const Globals& globals) {
         return;
     }
     if (options.dry_run) return print_plan(config, globals);
-    ThreadPool threads(globals.threads);
-    CpuOps ops(threads);
-    const RunSummary summary = run_training(config, ops, threads, {options.resume, globals.deterministic, globals.progress()});
+    Device device(globals);
+    const RunSummary summary =
+        run_training(config, device.ops(), device.threads(), {options.resume, globals.deterministic, globals.progress()});
     report(summary, globals);
     if (summary.interrupted) throw Error(ErrorKind::kInterrupted, "interrupted: saved; continue with --resume auto");
 }
