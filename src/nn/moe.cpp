@@ -66,7 +66,8 @@ Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* sav
     const Tensor offsets = cx.empty_ints({E + 1}, keep), source = cx.empty_ints({m}, keep),
                  slot = cx.empty_ints({n, choice.indices.dim(1)}, keep);
     cx.ops.sort_by_expert(offsets, source, slot, choice.indices);
-    if (statistics.expert_load && keep && !cx.recomputing) cx.ops.add_expert_load(statistics.expert_load, offsets);
+    // Once per training step: of a layer that is recomputed only the second forward keeps its activations.
+    if (statistics.expert_load && keep) cx.ops.add_expert_load(statistics.expert_load, offsets);
 
     const Tensor dispatched = cx.empty({m, hidden});
     cx.ops.gather_rows(dispatched, x, source);

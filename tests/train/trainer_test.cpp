@@ -70,17 +70,19 @@ TEST(Trainer, RecomputingActivationsGivesTheSameBytes) {
             const StepMetrics a = kept.steps(4), b = recomputed.steps(4);
             EXPECT_EQ(*a.loss, *b.loss);
             EXPECT_EQ(a.max_vio, b.max_vio);
-            EXPECT_TRUE(kept.weights() == recomputed.weights()) << dtype;
+            EXPECT_TRUE(kept.weights() == recomputed.weights()) << dtype << (deterministic ? ", deterministic" : "");
         }
     }
 }
 
 TEST(Trainer, RepeatsToTheByteWithAnyThreadsAndEitherArithmetic) {
-    for (const bool deterministic : {false, true}) {
-        TinyRun one({}, deterministic, 1), again({}, deterministic, 1), two({}, deterministic, 2);
-        one.steps(4), again.steps(4), two.steps(4);
-        EXPECT_TRUE(one.weights() == again.weights());
-        EXPECT_TRUE(one.weights() == two.weights());
+    for (const std::string dtype : {"training.dtype=f32", "training.dtype=bf16"}) {
+        for (const bool deterministic : {false, true}) {
+            TinyRun one({dtype}, deterministic, 1), again({dtype}, deterministic, 1), two({dtype}, deterministic, 2);
+            one.steps(4), again.steps(4), two.steps(4);
+            EXPECT_TRUE(one.weights() == again.weights()) << dtype;
+            EXPECT_TRUE(one.weights() == two.weights()) << dtype;
+        }
     }
 }
 
