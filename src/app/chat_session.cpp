@@ -15,13 +15,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A model tuned to chat says how in its tokenizer_config.json, or in a file beside it.
-bool has_chat_template(const fs::path& folder) {
+nlohmann::json read_object(const fs::path& file) {
+    return fs::exists(file) ? nlohmann::json::parse(read_text(file), nullptr, false) : nlohmann::json::object();
+}
+
+// A model tuned to chat says how, in tokenizer_config.json or in a file beside it. A base model may come with a template for
+// its future; "chat": false in its generation_config.json says that it does not know it yet.
+bool chats(const fs::path& folder) {
+    const auto settings = read_object(folder / "generation_config.json");
+    if (settings.is_object() && settings.contains("chat")) return settings["chat"] == true;
     if (fs::exists(folder / "chat_template.jinja")) return true;
-    const fs::path file = folder / "tokenizer_config.json";
-    if (!fs::exists(file)) return false;
-    const auto json = nlohmann::json::parse(read_text(file), nullptr, false);
-    return json.is_object() && json.contains("chat_template") && !json["chat_template"].is_null();
+    const auto tokenizer = read_object(folder / "tokenizer_config.json");
+    return tokenizer.is_object() && tokenizer.contains("chat_template") && !tokenizer["chat_template"].is_null();
 }
 
 ChatFormat choose_format(const OpenModel& model, const std::string& folder) {
@@ -38,7 +43,7 @@ ChatSession::ChatSession(const ChatOptions& options, const Globals& globals)
       max_new_tokens(options.max_new_tokens),
       options_(options),
       model_(options.model, globals, OpenModel::Text::kNeeded),
-      raw_(options.raw || !has_chat_template(options.model.model)),
+      raw_(options.raw || !chats(options.model.model)),
       engine_(model_.model(), model_.ops(),
               model_.engine_options(std::min(options.context, model_.config().max_position_embeddings))) {
     if (raw_) return;

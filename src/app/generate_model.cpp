@@ -87,9 +87,8 @@ SamplingParams SamplingOptions::resolve(const std::string& model_folder) const {
 OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text text)
     : options_(options),
       deterministic_(globals.deterministic),
-      pool_(globals.threads),
-      ops_(pool_),
-      loaded_(load_model(options.model, ops_, {.dtype = options.weights_dtype()})) {
+      device_(globals),
+      loaded_(load_model(options.model, device_.ops(), {.dtype = options.weights_dtype()})) {
     if (text == Text::kNo) return;
     if (!has_tokenizer(options.model)) {
         if (text == Text::kWanted) return;

@@ -8,10 +8,9 @@
 #include <string_view>
 #include <vector>
 
+#include "app/device.h"
 #include "app/verb.h"
-#include "base/threads.h"
 #include "checkpoint/checkpoint.h"
-#include "cpu/cpu_ops.h"
 #include "infer/engine.h"
 #include "io/tokenizer.h"
 
@@ -52,7 +51,7 @@ public:
 
     [[nodiscard]] const ModelConfig& config() const { return loaded_.config; }
     [[nodiscard]] DeepSeek& model() { return *loaded_.model; }
-    [[nodiscard]] Ops& ops() { return ops_; }
+    [[nodiscard]] Ops& ops() { return device_.ops(); }
     [[nodiscard]] const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
 
     // Text to ids. BOS is put in front when the text does not begin with it and tokenizer_config.json says add_bos_token; a
@@ -68,8 +67,7 @@ public:
 private:
     const ModelOptions& options_;
     bool deterministic_;
-    ThreadPool pool_;
-    CpuOps ops_;
+    Device device_;
     LoadedModel loaded_;
     std::optional<Tokenizer> tokenizer_;
     std::optional<int32_t> bos_;

@@ -8,6 +8,14 @@ Tensor sum(Context& cx, const Tensor& a, const Tensor& b) {
     return a;
 }
 
+// With one arithmetic, the trainer sees what the sampler's cache holds (Mla::latents does the same).
+void round_as_cached(Context& cx, const Tensor& x) {
+    if (!cx.deterministic || cx.cache_dtype == cx.ops.compute_dtype()) return;
+    const Tensor rounded = cx.scratch.allocate(cx.cache_dtype, {x.dim(0), x.dim(1), x.dim(2)});
+    cx.ops.copy(rounded, x);
+    cx.ops.copy(x, rounded);
+}
+
 }  // namespace
 
 Mha::Mha(const MhaConfig& config) : config_(config) {
@@ -38,6 +46,7 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const Tensor q = heads(linear(cx, x, wq_, keep)), k = heads(linear(cx, x, wk_, keep)), v = heads(linear(cx, x, wv_, keep));
     cx.ops.rope(q, batch.rope, config_.pairing, false);
     cx.ops.rope(k, batch.rope, config_.pairing, false);
+    for (const Tensor& state : {k, v}) round_as_cached(cx, state);
     if (cache != nullptr) {
         cx.ops.scatter_rows(page_rows(cache->states[0]), k.view({n, width}), batch.slots);
         cx.ops.scatter_rows(page_rows(cache->states[1]), v.view({n, width}), batch.slots);
