@@ -141,9 +141,7 @@ void DeepSeek::backward(Context& cx, const Tensor& dhidden, const Saved& saved) 
         }
         const ArenaScope kept(cx.saved), temporary(cx.scratch);
         Block::Saved block;
-        cx.recomputing = true;
         layers_[i].forward(cx, cx.empty({dx.dim(0), dx.dim(1)}), saved.x[i], saved.batch, nullptr, &block);
-        cx.recomputing = false;
         layers_[i].backward(cx, dx, dx, saved.batch, block);
     }
     cx.ops.gather_rows_backward(embed_tokens_.weight.grad, dx, saved.batch.tokens);

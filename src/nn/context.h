@@ -15,7 +15,6 @@ struct Context {
     Arena& saved;                     // from a forward to its backward
     DType cache_dtype = DType::kF32;  // how a latent is rounded before attention sees it, see `deterministic`
     bool deterministic = false;       // one attention form and one cache rounding everywhere (docs/decisions/001)
-    bool recomputing = false;         // a forward that repeats an earlier one: statistics are not counted again
 
     // Uninitialised activations; kept until the backward when `keep`.
     [[nodiscard]] Tensor empty(std::initializer_list<int64_t> dims, bool keep = false) {
