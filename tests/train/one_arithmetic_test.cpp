@@ -33,7 +33,7 @@ class TrainerAndSampler : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(TrainerAndSampler, AgreeToTheBitOnEveryTokenOfAPackedBatch) {
     const std::string dtype = GetParam();
-    TinyRun run({"training.dtype=" + dtype, "training.rows_per_batch=4"}, true, 2);
+    TinyRun run({"training.dtype=" + dtype, "training.rows_per_batch=4"}, true);
     run.steps(5);
     PackedLoader loader = run.loader(true);
     const TokenBatch batch = *loader.next();
