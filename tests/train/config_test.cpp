@@ -188,6 +188,7 @@ TEST(TrainConfig, SyntaxErrorsHaveALine) {
     expect_contains(complaint("[job]\ndir = \"a\"\nseed = = 3\n"), "line 3");
     expect_contains(complaint("[job\n"), "line 1");
     expect_contains(complaint("[job]\n[[;x]]\n"), "line 2");  // an assertion of toml++, found by fuzzing
+    expect_contains(complaint("[job]\n\xc3\xa9 = 3\n"), "line 2");
 }
 
 TEST(TrainConfig, MalformedOverridesAreUsageErrors) {
