@@ -39,12 +39,12 @@ Buffer CpuOps::allocate(int64_t bytes) { return Buffer::host(bytes); }
 
 void CpuOps::write(const Tensor& device, const void* host) {
     check(device.contiguous(), "write: the tensor must be contiguous");
-    std::memcpy(device.data, host, static_cast<size_t>(device.bytes()));
+    if (device.size() > 0) std::memcpy(device.data, host, static_cast<size_t>(device.bytes()));
 }
 
 void CpuOps::read_back(void* host, const Tensor& device) {
     check(device.contiguous(), "read_back: the tensor must be contiguous");
-    std::memcpy(host, device.data, static_cast<size_t>(device.bytes()));
+    if (device.size() > 0) std::memcpy(host, device.data, static_cast<size_t>(device.bytes()));
 }
 
 void CpuOps::fill(const Tensor& y, double value) {
