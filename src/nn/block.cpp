@@ -4,10 +4,10 @@
 
 namespace fathom {
 
-Block::Block(int64_t hidden_size, double rms_norm_eps, Attention attention, FeedForward feed_forward)
+Block::Block(int64_t hidden_size, double rms_norm_eps, const Attention& attention, FeedForward feed_forward)
     : input_layernorm_(hidden_size, rms_norm_eps),
       post_attention_layernorm_(hidden_size, rms_norm_eps),
-      attention_(std::move(attention)),
+      attention_(attention),
       feed_forward_(std::move(feed_forward)) {}
 
 void Block::visit(const Names& names) {

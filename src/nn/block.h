@@ -25,7 +25,7 @@ public:
         std::variant<Mlp::Saved, Moe::Saved> feed_forward;
     };
 
-    Block(int64_t hidden_size, double rms_norm_eps, Attention attention, FeedForward feed_forward);
+    Block(int64_t hidden_size, double rms_norm_eps, const Attention& attention, FeedForward feed_forward);
     void visit(const Names& names);
     [[nodiscard]] std::vector<CacheState> cache_states() const;
 
