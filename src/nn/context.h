@@ -20,6 +20,10 @@ struct Context {
     [[nodiscard]] Tensor empty(std::initializer_list<int64_t> dims, bool keep = false) {
         return (keep ? saved : scratch).allocate(ops.compute_dtype(), dims);
     }
+    // Of the precise type: see Ops::precise_dtype.
+    [[nodiscard]] Tensor empty_precise(std::initializer_list<int64_t> dims, bool keep = false) {
+        return (keep ? saved : scratch).allocate(ops.precise_dtype(), dims);
+    }
     [[nodiscard]] Tensor empty_ints(std::initializer_list<int64_t> dims, bool keep = false) {
         return (keep ? saved : scratch).allocate(DType::kI32, dims);
     }

@@ -4,7 +4,8 @@
 //
 // Conventions, once for all ops
 //   n  rows (tokens) of the batch, h heads, E experts, K experts per token, m = n K dispatched rows.
-//   Activations have the back end's compute type (f32 on the CPU; the test back ends use f64 and dual numbers). Weights have
+//   Activations have the back end's compute type (f32 on the CPU, f32 or bf16 on a GPU; the test back ends use f64 and dual
+//   numbers), a few of them its precise type; sums are f32 in either. Weights have
 //   any storage scheme. Gradients of parameters are f32 (the compute type in tests). Indices are i32. Outputs come first. An op
 //   never allocates what outlives it. Rows may be strided (a slice of a wider tensor); the last dimension is contiguous. An
 //   output may alias an input only where it says so. A gradient of an activation is written (=), a gradient of a parameter is
@@ -68,6 +69,11 @@ class Ops {
 public:
     virtual ~Ops() = default;
     [[nodiscard]] virtual DType compute_dtype() const = 0;
+    // Of what a narrow compute type would spoil: router logits, affinities and weights, attention's lse, the angles of rope,
+    // logits of the vocabulary and losses. f32 where the compute type is bf16, else the compute type.
+    [[nodiscard]] virtual DType precise_dtype() const { return compute_dtype(); }
+    // Whether tensors may lie in host memory, such as the map of a checkpoint. Where not, write() brings them to the device.
+    [[nodiscard]] virtual bool sees_host_memory() const { return true; }
 
     // ---- memory ----------------------------------------------------------------------------------------------------------
     [[nodiscard]] virtual Buffer allocate(int64_t bytes) = 0;        // device memory, 64-byte aligned
