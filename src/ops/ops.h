@@ -89,6 +89,14 @@ public:
     virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;  // [n, d], [*, d], [n]
     virtual void gather_rows_backward(const Tensor& dx, const Tensor& dy,
                                       const Tensor& rows) = 0;  // dx[rows[i]] += dy[i], in order of i
+    // The same from a weight of any scheme: an embedding. By default only from a plain one.
+    virtual void gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) {
+        check(w.scheme == Scheme::kPlain, "gather_weight_rows: this device has no quantized embeddings");
+        gather_rows(y, w.codes, rows);
+    }
+    // The weight in the layout that this device multiplies fastest, in memory of `arena`, or itself where that is none. The
+    // numbers stay the same. Where `arena` was used, the old codes are no longer needed.
+    [[nodiscard]] virtual Weight pack(const Weight& w, Arena& /*arena*/) { return w; }
     // y[rows[i]] = x[i], converted to y's dtype. Writing a cache. Rows are distinct.
     virtual void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
 

@@ -7,15 +7,7 @@
 namespace fathom {
 namespace {
 
-double stored_bytes(const Weight& w) {
-    const int64_t rows = w.out_features(), cols = w.in_features();
-    double bytes = static_cast<double>(w.codes.bytes());
-    if (w.scheme == Scheme::kFp8Block) {
-        const int64_t first = w.row0 / kFp8Block, last = (w.row0 + rows + kFp8Block - 1) / kFp8Block;
-        bytes += static_cast<double>((last - first) * ((cols + kFp8Block - 1) / kFp8Block) * size_of(w.scales.dtype));
-    }
-    return bytes;
-}
+double stored_bytes(const Weight& w) { return static_cast<double>(w.bytes()); }
 
 // Bytes of the matrices that `rows` rows can reach: at most one per row.
 double stored_bytes(std::span<const Weight> w, int64_t rows) {

@@ -71,9 +71,34 @@ std::string Tensor::describe() const {
     return fmt::format("{}[{}]", name_of(dtype), fmt::join(std::span(shape).first(static_cast<size_t>(rank)), ", "));
 }
 
+int64_t Weight::in_features() const {
+    switch (scheme) {
+        case Scheme::kBlocks:
+            return codes.dim(1) / traits_of(block).bytes * traits_of(block).elements;
+        case Scheme::kPanels:
+            return codes.dim(1) / traits_of(block).panel_bytes * traits_of(block).elements;
+        case Scheme::kGroups:
+            return codes.dtype == DType::kU8 ? 2 * codes.dim(1) : codes.dim(1);
+        default:
+            return codes.dim(1);
+    }
+}
+
+int64_t Weight::bytes() const {
+    if (scheme != Scheme::kFp8Block) return codes.bytes() + scales.bytes() + zeros.bytes();
+    const int64_t first = row0 / kFp8Block, last = (row0 + codes.dim(0) + kFp8Block - 1) / kFp8Block;
+    return codes.bytes() + (last - first) * scales.dim(1) * size_of(scales.dtype);
+}
+
 Weight Weight::rows(int64_t begin, int64_t end) const {
     Weight result = *this;
-    result.codes = codes.slice(0, begin, end);
+    const int64_t step = scheme == Scheme::kPanels ? kPanelRows : 1;
+    check(begin % step == 0 && end % step == 0, "Weight::rows: panels are cut at multiples of 16");
+    result.codes = codes.slice(0, begin / step, end / step);
+    if (scheme == Scheme::kGroups) {
+        result.scales = scales.slice(0, begin, end);
+        if (zeros) result.zeros = zeros.slice(0, begin, end);
+    }
     result.row0 = row0 + begin;
     return result;
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "tensor/blocks.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
@@ -54,22 +55,34 @@ struct Tensor {
 enum class Scheme : uint8_t {
     kPlain,     // the dtype of `codes` says it all
     kFp8Block,  // e4m3 codes times one f32 scale per 128x128 block (partial blocks at the edges)
+    kBlocks,    // rows of a GGUF block type (tensor/blocks.h), scales inside
+    kGroups,    // scale (code - zero), one scale and zero per group of in / groups columns
+    kPanels,    // a layout of one back end, made by Ops::pack
 };
 
-// A matrix [out, in] as it is stored. Only matmul and the codecs look at the scheme.
+// A matrix [out, in] as it is stored. Only matmul, pack and the codecs look at the scheme.
 struct Weight {
-    Tensor codes;   // [out, in]
-    Tensor scales;  // [ceil(out/128), ceil(in/128)] f32 for kFp8Block, else absent
+    Tensor codes;  // kPlain, kFp8Block: [out, in]; kBlocks: U8 [out, bytes of a row]; kPanels: U8 [out / 16, bytes of 16 rows];
+                   // kGroups: I8 [out, in], or U8 [out, in / 2] with the even column in the low nibble
+    Tensor scales;  // kFp8Block: [ceil(out/128), ceil(in/128)] f32; kGroups: [out, groups] f32, f16 or bf16; else absent
+    Tensor zeros;   // kGroups: [out, groups] U8, or absent: 8 for nibbles, 0 for I8
     Scheme scheme = Scheme::kPlain;
-    int64_t row0 = 0;  // row of the stored matrix at which this view begins: places it in the scale grid
+    BlockType block = BlockType::kNone;  // kBlocks, kPanels
+    int64_t row0 = 0;  // row of the stored matrix at which this view begins: places it in the scale grid of kFp8Block
 
     Weight() = default;
     Weight(Tensor plain) : codes(plain) {}  // NOLINT(google-explicit-constructor): a plain tensor is a weight
     Weight(Tensor fp8, Tensor block_scales) : codes(fp8), scales(block_scales), scheme(Scheme::kFp8Block) {}
+    Weight(Tensor rows, BlockType type) : codes(rows), scheme(Scheme::kBlocks), block(type) {}
 
-    [[nodiscard]] int64_t out_features() const { return codes.dim(0); }
-    [[nodiscard]] int64_t in_features() const { return codes.dim(1); }
-    [[nodiscard]] Weight rows(int64_t begin, int64_t end) const;
+    // Rows of kPanels stand side by side in sixteens.
+    static constexpr int64_t kPanelRows = 16;
+
+    [[nodiscard]] int64_t out_features() const { return codes.dim(0) * (scheme == Scheme::kPanels ? kPanelRows : 1); }
+    [[nodiscard]] int64_t in_features() const;
+    // Bytes of codes, scales and zeros, the grid of scales as far as this view's rows reach.
+    [[nodiscard]] int64_t bytes() const;
+    [[nodiscard]] Weight rows(int64_t begin, int64_t end) const;  // kPanels: multiples of 16
 };
 
 inline constexpr int64_t kFp8Block = 128;
