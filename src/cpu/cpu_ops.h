@@ -30,6 +30,9 @@ public:
     void sum_heads(const Tensor& y, const Tensor& x) override;
     void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
     void gather_rows_backward(const Tensor& dx, const Tensor& dy, const Tensor& rows) override;
+    void gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) override;
+    // Weights in blocks of Q8_0, Q4_0, Q5_0, Q4_K and Q6_K with a multiple of 16 rows become panels (cpu/quant_panel.h).
+    [[nodiscard]] Weight pack(const Weight& w, Arena& arena) override;
     void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
 
     // ---- norm and rope ----
@@ -80,6 +83,14 @@ public:
                          const Tensor& up) override;
     void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) override;
     void cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) override;
+    void token_logprob(const Tensor& logprob, const Tensor& entropy, const Tensor& logits, const Tensor& targets,
+                       const Tensor& allowed, double temperature) override;
+    void token_logprob_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, const Tensor& allowed,
+                                const Tensor& dlogprob, double temperature) override;
+    void kl_divergence(const Tensor& loss, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                       bool reverse) override;
+    void kl_divergence_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                                bool reverse, double scale) override;
 
     // ---- optimizer ----
     void adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,

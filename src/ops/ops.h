@@ -181,6 +181,22 @@ public:
     virtual void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) = 0;
     // dlogits = scale (softmax(logits) - onehot(targets)), 0 where targets < 0. dlogits may be logits.
     virtual void cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) = 0;
+    // What the policy says of given tokens. p = softmax(logits[i] / temperature) over the ids that `allowed` admits; logprob[i]
+    // = log p(targets[i]), entropy[i] = -sum p log p; both 0 where targets[i] < 0. With temperature 1 and every id admitted the
+    // logprob is minus cross_entropy, to the bit. [n], [n] or absent, [n, V], [n] i32, [n, ceil(V / 32)] i32 or absent: id v is
+    // admitted if bit v % 32 of word v / 32 is set; the target always counts as admitted.
+    virtual void token_logprob(const Tensor& logprob, const Tensor& entropy, const Tensor& logits, const Tensor& targets,
+                               const Tensor& allowed, double temperature) = 0;
+    // dlogits[i] = dlogprob[i] / temperature * (onehot(targets[i]) - p), 0 where targets[i] < 0. dlogits may be logits.
+    virtual void token_logprob_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets,
+                                        const Tensor& allowed, const Tensor& dlogprob, double temperature) = 0;
+    // Distillation. p = softmax(logits[i]), q = softmax(teacher[i]): loss[i] = sum q log(q / p), or where `reverse` sum p log(p
+    // / q); 0 where targets[i] < 0 (targets only mask). [n], [n, V], [n, V], [n] i32.
+    virtual void kl_divergence(const Tensor& loss, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                               bool reverse) = 0;
+    // dlogits = scale (p - q), or where `reverse` scale p (log p - log q - loss); 0 where targets < 0. dlogits may be logits.
+    virtual void kl_divergence_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& teacher,
+                                        const Tensor& targets, bool reverse, double scale) = 0;
 
     // ---- optimizer -------------------------------------------------------------------------------------------------------
     // master, m, v, grad: f32, same shape. param receives the new master in its own dtype; it may be the master itself.

@@ -247,6 +247,26 @@ void PlanOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits
     count(OpFamily::kActivationLoss, {dlogits}, {logits, targets});
 }
 
+void PlanOps::token_logprob(const Tensor& logprob, const Tensor& entropy, const Tensor& logits, const Tensor& targets,
+                            const Tensor& allowed, double /*temperature*/) {
+    count(OpFamily::kActivationLoss, {logprob, entropy}, {logits, targets, allowed});
+}
+
+void PlanOps::token_logprob_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, const Tensor& allowed,
+                                     const Tensor& dlogprob, double /*temperature*/) {
+    count(OpFamily::kActivationLoss, {dlogits}, {logits, targets, allowed, dlogprob});
+}
+
+void PlanOps::kl_divergence(const Tensor& loss, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                            bool /*reverse*/) {
+    count(OpFamily::kActivationLoss, {loss}, {logits, teacher, targets});
+}
+
+void PlanOps::kl_divergence_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                                     bool /*reverse*/, double /*scale*/) {
+    count(OpFamily::kActivationLoss, {dlogits}, {logits, teacher, targets});
+}
+
 void PlanOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                     const AdamWStep& /*step*/) {
     count(OpFamily::kOptimizer, {param, master, m, v}, {master, m, v, grad});

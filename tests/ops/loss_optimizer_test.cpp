@@ -65,6 +65,55 @@ TEST_P(LossOptimizer, CrossEntropyLeavesOutNegativeTargets) {
     }
 }
 
+TEST_P(LossOptimizer, TokenLogprobIsOfThePolicyThatSampled) {
+    for (int i = 0; i < kCases; ++i) {
+        const int64_t n = rows(), vocabulary = coin() ? width() : integer(1, 300), words = (vocabulary + 31) / 32;
+        std::vector<int64_t> target, bits;
+        for (int64_t r = 0; r < n; ++r) target.push_back(integer(0, 4) == 0 ? -1 : integer(0, vocabulary - 1));
+        for (int64_t w = 0; w < n * words; ++w) bits.push_back(integer(INT32_MIN, INT32_MAX));
+        const Pair logits = random({n, vocabulary}, 4), targets = ints({n}, target), allowed = ints({n, words}, bits);
+        const Pair logprob = empty({n}), entropy = empty({n}), dlogprob = random({n}), dlogits = empty({n, vocabulary});
+        const bool masked = coin();
+        const double temperature = coin() ? 1 : 0.6;
+        run([&](Ops& o, Side at) {
+            const Tensor mask = masked ? at(allowed) : Tensor();
+            o.token_logprob(at(logprob), at(entropy), at(logits), at(targets), mask, temperature);
+            o.token_logprob_backward(at(dlogits), at(logits), at(targets), mask, at(dlogprob), temperature);
+            o.token_logprob_backward(at(logits), at(logits), at(targets), mask, at(dlogprob), temperature);
+        });
+        for (const Pair& found : {logprob, entropy}) expect_close(found, 4, 4);  // sums that may cancel
+        for (const Pair& found : {dlogits, logits}) expect_close(found, 4);
+    }
+}
+
+TEST_P(LossOptimizer, TokenLogprobIsMinusCrossEntropyToTheBit) {
+    const Pair logits = random({20, 333}, 5), targets = ints({20}, std::vector<int64_t>(20, 77));
+    const Pair loss = empty({20}), logprob = empty({20}), sum = empty({20, 1});
+    run([&](Ops& o, Side at) {
+        o.cross_entropy(at(loss), at(logits), at(targets));
+        o.token_logprob(at(logprob), {}, at(logits), at(targets), {}, 1);
+        o.add(at(sum), at(loss).view({20, 1}), at(logprob).view({20, 1}));
+    });
+    expect_equal(sum);
+}
+
+TEST_P(LossOptimizer, KlDivergenceFollowsItsFormulaBothWays) {
+    for (int i = 0; i < kCases; ++i) {
+        const int64_t n = rows(), vocabulary = coin() ? width() : integer(1, 300);
+        std::vector<int64_t> target;
+        for (int64_t r = 0; r < n; ++r) target.push_back(integer(-1, 1));
+        const Pair logits = random({n, vocabulary}, 2), teacher = random({n, vocabulary}, 2), targets = ints({n}, target);
+        const Pair loss = empty({n}), dlogits = empty({n, vocabulary});
+        const bool reverse = coin();
+        run([&](Ops& o, Side at) {
+            o.kl_divergence(at(loss), at(logits), at(teacher), at(targets), reverse);
+            o.kl_divergence_backward(at(dlogits), at(logits), at(teacher), at(targets), reverse, 0.25);
+            o.kl_divergence_backward(at(logits), at(logits), at(teacher), at(targets), reverse, -2);
+        });
+        for (const Pair& found : {loss, dlogits, logits}) expect_close(found, 4, 4);  // differences that may cancel
+    }
+}
+
 TEST_P(LossOptimizer, CrossEntropyOfHugeLogitsIsFinite) {
     const Pair logits = values({2, 4}, {1e4, -1e4, 9999, 0, -3e4, -3e4, -3e4, -3e4}, DType::kF32), targets = ints({2}, {1, 2});
     const Pair loss = empty({2}), dlogits = empty({2, 4});

@@ -63,6 +63,13 @@ std::vector<OneArithmeticOps::RowOp> OneArithmeticOps::row_ops() {
              o.cross_entropy(cut(loss, b, e), cut(x, b, e), cut(targets, b, e));
              o.cross_entropy_backward(cut(dx, b, e), cut(x, b, e), cut(targets, b, e), 0.3);
          }},
+        {"token_logprob",
+         {loss, y, dx},
+         [=](Ops& o, int64_t b, int64_t e) {
+             o.token_logprob(cut(loss, b, e), {}, cut(x, b, e), cut(targets, b, e), {}, 0.8);
+             o.token_logprob_backward(cut(dx, b, e), cut(x, b, e), cut(targets, b, e), {}, cut(loss, b, e), 0.8);
+             o.kl_divergence_backward(cut(y, b, e), cut(x, b, e), cut(other, b, e), cut(targets, b, e), true, 0.3);
+         }},
     };
 }
 

@@ -184,5 +184,34 @@ TEST(Reference, CrossEntropy) {
     });
 }
 
+TEST(Reference, TokenLogprob) {
+    for (const bool masked : {false, true}) {
+        expect_adjoint([masked](auto& side) {
+            const Tensor logits = side.input({4, 6}, 0, 3), logprob = side.cx.empty({4}), dlogits = like(side, logits);
+            const Tensor targets = side.cx.ints(std::vector<int32_t>{2, -1, 0, 5});
+            const Tensor words = side.cx.ints(std::vector<int32_t>{0b000111, 0b000001, 0b111110, 0b100000});
+            const Tensor allowed = masked ? words.view({4, 1}) : Tensor();
+            side.ops.token_logprob(logprob, {}, logits, targets, allowed, 0.7);
+            side.ops.token_logprob_backward(dlogits, logits, targets, allowed, side.output(logprob), 0.7);
+            side.gradient(logits, dlogits);
+        });
+    }
+}
+
+TEST(Reference, KlDivergence) {
+    for (const bool reverse : {false, true}) {
+        expect_adjoint([reverse](auto& side) {
+            const Tensor logits = side.input({4, 6}, 0, 2), teacher = side.cx.empty({4, 6}), loss = side.cx.empty({4});
+            const Tensor dlogits = like(side, logits), targets = side.cx.ints(std::vector<int32_t>{2, -1, 0, 5});
+            side.ops.fill(teacher, 0);
+            for (int64_t c = 0; c < 6; ++c) side.ops.fill(teacher.slice(1, c, c + 1), 0.5 * static_cast<double>(c));
+            side.ops.kl_divergence(loss, logits, teacher, targets, reverse);
+            side.loss(loss);
+            side.ops.kl_divergence_backward(dlogits, logits, teacher, targets, reverse, 1);
+            side.gradient(logits, dlogits);
+        });
+    }
+}
+
 }  // namespace
 }  // namespace fathom

@@ -78,6 +78,14 @@ public:
                          const Tensor& up) override;
     void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) override;
     void cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) override;
+    void token_logprob(const Tensor& logprob, const Tensor& entropy, const Tensor& logits, const Tensor& targets,
+                       const Tensor& allowed, double temperature) override;
+    void token_logprob_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, const Tensor& allowed,
+                                const Tensor& dlogprob, double temperature) override;
+    void kl_divergence(const Tensor& loss, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                       bool reverse) override;
+    void kl_divergence_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                                bool reverse, double scale) override;
     void adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                const AdamWStep& step) override;
     void square_norm(const Tensor& sum, const Tensor& x) override;
