@@ -6,6 +6,10 @@
 
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm.h"
+#include "cpu/quant_matmul.h"
+#include "cpu/quant_panel.h"
+#include "cpu/rows.h"
+#include "ops/shape_check.h"
 
 namespace fathom {
 namespace {
@@ -118,17 +122,63 @@ std::vector<GemmProduct> batched(const Tensor& c, const Tensor& a, std::span<con
     return products;
 }
 
+void check_quantized(const QuantProduct& p, QuantForm form, std::string_view what) {
+    const bool forward = form == QuantForm::kForward;
+    check(p.c.dim(0) == p.a.dim(0) && p.c.dim(1) == (forward ? p.w.out_features() : p.w.in_features()) &&
+              p.a.dim(1) == (forward ? p.w.in_features() : p.w.out_features()) && p.w.codes.stride[1] == 1,
+          fmt::format("{}: {} from {} and quantized weight [{}, {}]", what, p.c.describe(), p.a.describe(), p.w.out_features(),
+                      p.w.in_features()));
+}
+
+// The groups' or heads' products when their weights are quantized, else none. Weights of one call are all quantized or all not.
+std::vector<QuantProduct> quantized_groups(const Tensor& c, const Tensor& a, std::span<const Weight> w, const Tensor& offsets,
+                                           QuantForm form, std::string_view what) {
+    std::vector<QuantProduct> products;
+    if (w.empty() || !is_quantized(w[0])) return products;
+    check_activation(c, 2, what);
+    check_activation(a, 2, what);
+    const auto starts = checked_offsets(offsets, w.size(), c, what);
+    for (size_t e = 0; e < w.size(); ++e) {
+        products.push_back({c.slice(0, starts[e], starts[e + 1]), a.slice(0, starts[e], starts[e + 1]), w[e]});
+        check_quantized(products.back(), form, what);
+    }
+    return products;
+}
+
+std::vector<QuantProduct> quantized_heads(const Tensor& c, const Tensor& a, std::span<const Weight> w, QuantForm form,
+                                          std::string_view what) {
+    std::vector<QuantProduct> products;
+    if (w.empty() || !is_quantized(w[0])) return products;
+    check_activation(c, 3, what);
+    check_activation(a, 3, what);
+    for (size_t j = 0; j < w.size(); ++j) {
+        products.push_back({head(c, static_cast<int64_t>(j)), head(a, static_cast<int64_t>(j)), w[j]});
+        check_quantized(products.back(), form, what);
+    }
+    return products;
+}
+
 }  // namespace
 
 void CpuOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     check_activation(y, 2, "matmul");
     check_activation(x, 2, "matmul");
+    if (is_quantized(w)) {
+        const QuantProduct p{y, x, w};
+        check_quantized(p, QuantForm::kForward, "matmul");
+        return multiply_quantized({&p, 1}, QuantForm::kForward, pool_, isa_, scratch_);
+    }
     run_gemm({{product(y, x, w, Form::kForward, 0, y.dim(0), "matmul")}}, pool_, isa_, scratch_);
 }
 
 void CpuOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) {
     check_activation(dx, 2, "matmul_dgrad");
     check_activation(dy, 2, "matmul_dgrad");
+    if (is_quantized(w)) {
+        const QuantProduct p{dx, dy, w};
+        check_quantized(p, QuantForm::kDgrad, "matmul_dgrad");
+        return multiply_quantized({&p, 1}, QuantForm::kDgrad, pool_, isa_, scratch_);
+    }
     run_gemm({{product(dx, dy, w, Form::kDgrad, 0, dx.dim(0), "matmul_dgrad")}}, pool_, isa_, scratch_);
 }
 
@@ -139,10 +189,14 @@ void CpuOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
 }
 
 void CpuOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
+    if (const auto products = quantized_groups(y, x, w, offsets, QuantForm::kForward, "grouped_matmul"); !products.empty())
+        return multiply_quantized(products, QuantForm::kForward, pool_, isa_, scratch_);
     run_gemm(grouped(y, x, w, offsets, Form::kForward, "grouped_matmul"), pool_, isa_, scratch_);
 }
 
 void CpuOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
+    if (const auto products = quantized_groups(dx, dy, w, offsets, QuantForm::kDgrad, "grouped_dgrad"); !products.empty())
+        return multiply_quantized(products, QuantForm::kDgrad, pool_, isa_, scratch_);
     run_gemm(grouped(dx, dy, w, offsets, Form::kDgrad, "grouped_dgrad"), pool_, isa_, scratch_);
 }
 
@@ -157,11 +211,38 @@ void CpuOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const T
 }
 
 void CpuOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {
+    if (const auto products = quantized_heads(y, x, w, QuantForm::kForward, "batched_matmul"); !products.empty())
+        return multiply_quantized(products, QuantForm::kForward, pool_, isa_, scratch_);
     run_gemm(batched(y, x, w, Form::kForward, "batched_matmul"), pool_, isa_, scratch_);
 }
 
 void CpuOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) {
+    if (const auto products = quantized_heads(dx, dy, w, QuantForm::kDgrad, "batched_dgrad"); !products.empty())
+        return multiply_quantized(products, QuantForm::kDgrad, pool_, isa_, scratch_);
     run_gemm(batched(dx, dy, w, Form::kDgrad, "batched_dgrad"), pool_, isa_, scratch_);
+}
+
+void CpuOps::gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) {
+    if (!is_quantized(w)) return gather_rows(y, w.codes, rows);
+    check_tensor("gather_weight_rows", "y", y, DType::kF32, {kAny, w.in_features()});
+    check_tensor("gather_weight_rows", "rows", rows, DType::kI32, {y.dim(0)});
+    const auto* at = rows.as<int32_t>();
+    pool_.parallel_for(y.dim(0), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+            check(at[i] >= 0 && at[i] < w.out_features(), "gather_weight_rows: a row index is out of range");
+            decode_weight_row(row(y, i), w, at[i]);
+        }
+    });
+}
+
+Weight CpuOps::pack(const Weight& w, Arena& arena) {
+    if (!has_panels(w)) return w;
+    Weight packed = w;
+    const int64_t blocks = w.in_features() / traits_of(w.block).elements;
+    packed.scheme = Scheme::kPanels;
+    packed.codes = arena.allocate(DType::kU8, {w.out_features() / Weight::kPanelRows, blocks * traits_of(w.block).panel_bytes});
+    pack_weight(packed.codes, w, pool_);
+    return packed;
 }
 
 }  // namespace fathom

@@ -106,7 +106,7 @@ Batch DeepSeek::with_rope(Context& cx, const Batch& batch, bool keep) const {
 
 Tensor DeepSeek::embed(Context& cx, const Tensor& tokens, bool keep) const {
     const Tensor x = cx.empty({tokens.dim(0), config_.hidden_size}, keep);
-    cx.ops.gather_rows(x, embed_tokens_.weight.weight.codes, tokens);
+    cx.ops.gather_weight_rows(x, embed_tokens_.weight.weight, tokens);
     return x;
 }
 
@@ -201,6 +201,12 @@ std::vector<std::pair<int64_t, Moe*>> DeepSeek::moe_layers() {
         if (Moe* moe = mtp_[i].block().moe()) result.emplace_back(config_.num_hidden_layers + static_cast<int64_t>(i), moe);
     }
     return result;
+}
+
+void DeepSeek::split_kv_b() {
+    for (Block& block : layers_) {
+        if (Mla* mla = block.mla()) mla->split_kv_b();
+    }
 }
 
 }  // namespace fathom

@@ -59,6 +59,8 @@ public:
     [[nodiscard]] std::vector<std::vector<CacheState>> cache_states() const;
     // The MoE layers, MTP's included, with their layer index.
     [[nodiscard]] std::vector<std::pair<int64_t, Moe*>> moe_layers();
+    // Every Mla::split_kv_b: before parameters are bound.
+    void split_kv_b();
     // Recompute every block's activations in the backward instead of keeping them.
     void set_recompute(bool recompute) { recompute_ = recompute; }
 

@@ -36,6 +36,7 @@ public:
     void backward(Context& cx, const Tensor& dx, const Tensor& dy, const Batch& batch, const Saved& saved) const;
 
     [[nodiscard]] Moe* moe() { return std::get_if<Moe>(&feed_forward_); }
+    [[nodiscard]] Mla* mla() { return std::get_if<Mla>(&attention_); }
 
 private:
     RmsNorm input_layernorm_, post_attention_layernorm_;

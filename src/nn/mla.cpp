@@ -36,8 +36,20 @@ void Mla::visit(const Names& names) {
     }
     wkv_a_.visit(names.in("kv_a_proj_with_mqa"));
     kv_norm_.visit(names.in("kv_a_layernorm"));
-    wkv_b_.visit(names.in("kv_b_proj"));
+    if (split_) {
+        wk_b_.visit(names.in("k_b_proj"));
+        wv_b_.visit(names.in("v_b_proj"));
+    } else {
+        wkv_b_.visit(names.in("kv_b_proj"));
+    }
     wo_.visit(names.in("o_proj"));
+}
+
+void Mla::split_kv_b() {
+    const int64_t h = config_.num_attention_heads, c = config_.kv_lora_rank;
+    wk_b_ = Linear(h * c, config_.qk_nope_head_dim);
+    wv_b_ = Linear(h * config_.v_head_dim, c);
+    split_ = true;
 }
 
 std::vector<CacheState> Mla::cache_states() const { return {{"latent", config_.kv_lora_rank + config_.qk_rope_head_dim}}; }
@@ -97,7 +109,7 @@ Tensor Mla::latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool ke
 void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
                           const SequenceGroup& group) const {
     const int64_t c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
-    const Tensor kv = linear(cx, c_kv.slice(1, 0, c), wkv_b_).view({c_kv.dim(0), config_.num_attention_heads, d_n + d_v});
+    const Tensor kv = expand(cx, c_kv.slice(1, 0, c));
     cx.ops.attention(o, lse, q, channels(kv, 0, d_n), c_kv.slice(1, c, c_kv.dim(1)), channels(kv, d_n, d_n + d_v), group.spans,
                      config_.softmax_scale);
 }
@@ -109,10 +121,26 @@ void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const
     const int64_t n = q.dim(0), h = q.dim(1), c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim,
                   d_r = config_.qk_rope_head_dim;
     const Tensor q_latent = cx.empty({n, h, c + d_r}), u = cx.empty({n, h, c});
-    cx.ops.batched_dgrad(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
+    if (split_)
+        cx.ops.batched_matmul(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
+    else
+        cx.ops.batched_dgrad(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
     cx.ops.copy(channels(q_latent, c, c + d_r), channels(q, d_n, d_n + d_r));
     cx.ops.latent_attention(u, lse, q_latent, c_kv, spans, config_.softmax_scale);
     cx.ops.batched_matmul(o, u, value_weights());
+}
+
+Tensor Mla::expand(Context& cx, const Tensor& c_kv) const {
+    const int64_t n = c_kv.dim(0), h = config_.num_attention_heads, d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
+    if (!split_) return linear(cx, c_kv, wkv_b_).view({n, h, d_n + d_v});
+    const Tensor kv = cx.empty({n, h, d_n + d_v});
+    Tensor every_head = c_kv;  // [n, h, c_kv]: all heads read the one latent
+    every_head.rank = 3;
+    every_head.shape = {n, h, c_kv.dim(1)};
+    every_head.stride = {c_kv.stride[0], 0, 1};
+    cx.ops.batched_dgrad(channels(kv, 0, d_n), every_head, key_weights());
+    cx.ops.batched_matmul(channels(kv, d_n, d_n + d_v), every_head, value_weights());
+    return kv;
 }
 
 Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const {
@@ -154,18 +182,20 @@ Tensor Mla::queries_backward(Context& cx, const Tensor& dq, const Batch& batch, 
 }
 
 std::vector<Weight> Mla::key_weights() const {
-    const int64_t d_n = config_.qk_nope_head_dim, step = d_n + config_.v_head_dim;
+    const int64_t d_n = config_.qk_nope_head_dim, step = d_n + config_.v_head_dim, c = config_.kv_lora_rank;
     std::vector<Weight> heads;
     for (int64_t j = 0; j < config_.num_attention_heads; ++j)
-        heads.push_back(wkv_b_.weight.weight.rows(j * step, j * step + d_n));
+        heads.push_back(split_ ? wk_b_.weight.weight.rows(j * c, (j + 1) * c)
+                               : wkv_b_.weight.weight.rows(j * step, j * step + d_n));
     return heads;
 }
 
 std::vector<Weight> Mla::value_weights() const {
-    const int64_t d_n = config_.qk_nope_head_dim, step = d_n + config_.v_head_dim;
+    const int64_t d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim, step = d_n + d_v;
     std::vector<Weight> heads;
     for (int64_t j = 0; j < config_.num_attention_heads; ++j)
-        heads.push_back(wkv_b_.weight.weight.rows(j * step + d_n, (j + 1) * step));
+        heads.push_back(split_ ? wv_b_.weight.weight.rows(j * d_v, (j + 1) * d_v)
+                               : wkv_b_.weight.weight.rows(j * step + d_n, (j + 1) * step));
     return heads;
 }
 

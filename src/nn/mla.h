@@ -36,6 +36,10 @@ public:
 
     explicit Mla(const MlaConfig& config);
     void visit(const Names& names);
+    // From now on kv_b_proj is two parameters, as GGUF files keep it: k_b_proj [h c_kv, d_n], its key rows transposed per head,
+    // and v_b_proj [h d_v, c_kv]. A quantized matrix cannot be transposed, so such files cannot be read in the other form. For
+    // inference only.
+    void split_kv_b();
     [[nodiscard]] std::vector<CacheState> cache_states() const;
 
     // x [n, hidden] -> [n, hidden]. With a cache, writes the rows' latents first and attends to everything cached of each
@@ -52,7 +56,9 @@ private:
     Linear wkv_a_;        // [c_kv + d_r, hidden]
     RmsNorm kv_norm_;     // [c_kv]
     Linear wkv_b_;        // [h (d_n + d_v), c_kv]
+    Linear wk_b_, wv_b_;  // [h c_kv, d_n], [h d_v, c_kv], when split
     Linear wo_;           // [hidden, h d_v]
+    bool split_ = false;
 
     [[nodiscard]] Tensor queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const;
     [[nodiscard]] Tensor latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const;
@@ -61,6 +67,8 @@ private:
     void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
                          const Spans& spans) const;
     [[nodiscard]] Tensor queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const;
+    // Keys and values [n, h, d_n + d_v] of latents c_kv [n, c_kv].
+    [[nodiscard]] Tensor expand(Context& cx, const Tensor& c_kv) const;
     [[nodiscard]] std::vector<Weight> key_weights() const;    // per head [d_n, c_kv]
     [[nodiscard]] std::vector<Weight> value_weights() const;  // per head [d_v, c_kv]
 };

@@ -1,0 +1,48 @@
+// Products with panels (cpu/quant_panel.h): activations become int8, integers are multiplied exactly, and their sums are joined
+// in f32.
+//
+// Per row of activations and step of 32 columns: d = max |x| / 127, q = x / d rounded to nearest even. Then per lane, over
+// ascending groups of columns (16 or 32):
+//   y = fma(scale, d * float(sum_k code q), y);  with an offset, at the end of a step: y = fma(offset, d * float(sum_k q), y)
+// Integer sums are exact in any order, so every instruction set, tiling and number of rows gives these bits.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/blocks.h"
+
+namespace fathom {
+
+// What a step of one quantized row needs besides its 32 bytes.
+struct StepFactors {
+    float d;           // of the activations
+    int32_t shift[2];  // -zero times the sum of q, per half step; the whole step's in shift[0] where groups have 32 columns
+    float sum;         // d * float(sum of q)
+};
+
+// Rows of activations times panels: y[i, 16 j + lane].
+struct PanelTile {
+    BlockType type;
+    const uint8_t* panels;  // the first of them
+    int64_t panel_bytes;    // of one
+    int64_t steps;          // columns / 32
+    int64_t panel_count;
+    const int8_t* q;             // [rows, 32 steps]
+    const StepFactors* factors;  // [rows, steps]
+    int64_t rows;
+    float* y;
+    int64_t y_row;
+};
+
+struct QuantKernels {
+    // q [n], factors [n / 32] of one row x [n].
+    void (*quantize_row)(int8_t* q, StepFactors* factors, const float* x, int64_t n, int zero, bool half_groups);
+    void (*multiply)(const PanelTile& tile);
+};
+
+[[nodiscard]] const QuantKernels& quant_kernels_avx2();
+[[nodiscard]] const QuantKernels& quant_kernels_vnni_avx512();
+// The set for an instruction set: AVX-512 without VNNI uses the AVX2 one.
+[[nodiscard]] const QuantKernels& quant_kernels_of(bool avx512);
+
+}  // namespace fathom

@@ -1,0 +1,238 @@
+#include "cpu/quant_matmul.h"
+
+#include <fmt/format.h>
+#include <algorithm>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/quant_kernels.h"
+#include "cpu/quant_panel.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kTilesPerThread = 4;
+constexpr int64_t kSmallestTile = int64_t{1} << 18;  // multiply-adds that are not worth another thread: about 2 us
+constexpr int64_t kTileBytes = 384 << 10;            // of panels: they stay in L2 for all rows
+constexpr int64_t kDecodedFloats = int64_t{1} << 20;
+
+const float* row_of(const Tensor& x, int64_t i) { return x.as<const float>() + i * x.stride[0]; }
+
+// ---- panels --------------------------------------------------------------------------------------------------------------
+
+// The quantized rows of one product's activations, in shared scratch memory.
+struct QuantRows {
+    int8_t* q = nullptr;
+    StepFactors* factors = nullptr;
+};
+
+bool same_rows(const QuantProduct& x, const QuantProduct& y) {
+    return x.a.data == y.a.data && x.a.shape == y.a.shape && x.a.stride == y.a.stride && x.w.block == y.w.block;
+}
+
+int64_t rows_bytes(const QuantProduct& p) {
+    const int64_t numbers = p.a.dim(0) * p.a.dim(1);
+    return numbers + numbers / kPanelStep * static_cast<int64_t>(sizeof(StepFactors));
+}
+
+// Quantizes every product's rows; successive products with the same rows share them (heads that all read one latent).
+std::vector<QuantRows> quantize(std::span<const QuantProduct> products, const QuantKernels& kernels, ThreadPool& pool,
+                                Scratch& scratch) {
+    int64_t bytes = 0;
+    for (size_t i = 0; i < products.size(); ++i)
+        if (i == 0 || !same_rows(products[i - 1], products[i])) bytes += rows_bytes(products[i]);
+    auto* memory = scratch.shared<std::byte>(bytes);
+    std::vector<QuantRows> result(products.size());
+    struct Row {
+        size_t product;
+        int64_t row;
+    };
+    std::vector<Row> rows;
+    int64_t widest = 1;
+    for (size_t i = 0; i < products.size(); ++i) {
+        const Tensor& a = products[i].a;
+        if (i > 0 && same_rows(products[i - 1], products[i])) {
+            result[i] = result[i - 1];
+            continue;
+        }
+        const int64_t numbers = a.dim(0) * a.dim(1);
+        result[i].factors = reinterpret_cast<StepFactors*>(memory);
+        memory += numbers / kPanelStep * static_cast<int64_t>(sizeof(StepFactors));
+        result[i].q = reinterpret_cast<int8_t*>(memory);
+        memory += numbers;
+        widest = std::max(widest, a.dim(1));
+        for (int64_t r = 0; r < a.dim(0); ++r) rows.push_back({i, r});
+    }
+    const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 15) / widest);  // about 5 us
+    pool.parallel_for(static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+            const auto [p, r] = rows[static_cast<size_t>(i)];
+            const Tensor& a = products[p].a;
+            const int64_t n = a.dim(1);
+            const PanelTraits traits = panel_traits(products[p].w.block);
+            kernels.quantize_row(result[p].q + r * n, result[p].factors + r * (n / kPanelStep), row_of(a, r), n, traits.zero,
+                                 traits.half_groups);
+        }
+    });
+    return result;
+}
+
+PanelTile whole_product(const QuantProduct& p, const QuantRows& rows) {
+    PanelTile tile{};
+    tile.type = p.w.block;
+    tile.panels = p.w.codes.as<const uint8_t>();
+    tile.panel_bytes = p.w.codes.stride[0];
+    tile.steps = p.a.dim(1) / kPanelStep;
+    tile.panel_count = p.w.codes.dim(0);
+    tile.q = rows.q;
+    tile.factors = rows.factors;
+    tile.rows = p.a.dim(0);
+    tile.y = p.c.as<float>();
+    tile.y_row = p.c.stride[0];
+    return tile;
+}
+
+int64_t cost_of(const PanelTile& tile) { return tile.rows * tile.panel_count * kPanelLanes * tile.steps * kPanelStep; }
+
+std::vector<PanelTile> plan(std::span<const PanelTile> products, int threads) {
+    int64_t total = 0;
+    for (const PanelTile& p : products) total += cost_of(p);
+    const int64_t cost = std::max(total / (threads * kTilesPerThread), kSmallestTile);
+    std::vector<PanelTile> tiles;
+    for (const PanelTile& p : products) {
+        const int64_t per_panel = std::max<int64_t>(1, cost_of(p) / std::max<int64_t>(p.panel_count, 1));
+        int64_t count = std::clamp<int64_t>(cost / per_panel, 1, p.panel_count);
+        if (p.rows > 1) count = std::min(count, std::max<int64_t>(1, kTileBytes / p.panel_bytes));
+        for (int64_t at = 0; at < p.panel_count; at += count) {
+            PanelTile tile = p;
+            tile.panels += at * p.panel_bytes;
+            tile.panel_count = std::min(count, p.panel_count - at);
+            tile.y += at * kPanelLanes;
+            tiles.push_back(tile);
+        }
+    }
+    std::ranges::stable_sort(tiles, std::greater{}, cost_of);
+    return tiles;
+}
+
+void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch) {
+    const QuantKernels& kernels = quant_kernels_of(isa == Isa::kAvx512);
+    const std::vector<QuantRows> rows = quantize(products, kernels, pool, scratch);
+    std::vector<PanelTile> whole;
+    for (size_t i = 0; i < products.size(); ++i) whole.push_back(whole_product(products[i], rows[i]));
+    const std::vector<PanelTile> tiles = plan(whole, pool.size());
+    pool.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) kernels.multiply(tiles[static_cast<size_t>(i)]);
+    });
+}
+
+// ---- decoded -------------------------------------------------------------------------------------------------------------
+
+void decode_groups_row(float* y, const Weight& w, int64_t row) {
+    const bool nibbles = w.codes.dtype == DType::kU8;
+    const int64_t n = w.in_features(), groups = w.scales.dim(1), size = n / groups;
+    const auto* codes = w.codes.as<const uint8_t>() + row * w.codes.stride[0];
+    for (int64_t g = 0; g < groups; ++g) {
+        const int64_t at = row * w.scales.stride[0] + g;
+        const float scale = w.scales.dtype == DType::kF32    ? w.scales.as<const float>()[at]
+                            : w.scales.dtype == DType::kBF16 ? static_cast<float>(w.scales.as<const BFloat16>()[at])
+                                                             : static_cast<float>(w.scales.as<const Float16>()[at]);
+        const int zero = w.zeros ? w.zeros.as<const uint8_t>()[row * w.zeros.stride[0] + g] : nibbles ? 8 : 0;
+        for (int64_t k = g * size; k < (g + 1) * size; ++k) {
+            const int code = nibbles ? (codes[k / 2] >> (k % 2 * 4)) & 15 : static_cast<int8_t>(codes[k]);
+            y[k] = scale * static_cast<float>(code - zero);
+        }
+    }
+}
+
+// Lanes [first, last) of a panel, `stride` floats apart.
+void decode_panel_rows(float* y, int64_t stride, const Weight& w, int64_t panel, int64_t first, int64_t last) {
+    const int64_t steps = w.in_features() / kPanelStep;
+    const auto* from = w.codes.as<const uint8_t>() + panel * w.codes.stride[0];
+    PanelStep step;
+    for (int64_t s = 0; s < steps; ++s) {
+        unpack_step(step, w.block, from, steps, s);
+        for (int64_t r = first; r < last; ++r)
+            for (int64_t k = 0; k < kPanelStep; ++k)
+                y[(r - first) * stride + s * kPanelStep + k] =
+                    step.scale[k / 16][r] * static_cast<float>(step.code[k][r]) + step.offset[r];
+    }
+}
+
+// Rows [begin, end) to `to` [end - begin, in]. kPanels: begin is a multiple of 16.
+void decode_rows(float* to, const Weight& w, int64_t begin, int64_t end, ThreadPool& pool) {
+    const int64_t in = w.in_features();
+    if (w.scheme == Scheme::kPanels) {
+        const int64_t panels = (end - begin + kPanelLanes - 1) / kPanelLanes;
+        return pool.parallel_for(panels, 1, [&](int64_t first, int64_t last, int) {
+            for (int64_t p = first; p < last; ++p)
+                decode_panel_rows(to + p * kPanelLanes * in, in, w, begin / kPanelLanes + p, 0, kPanelLanes);
+        });
+    }
+    pool.parallel_for(end - begin, 4, [&](int64_t first, int64_t last, int) {
+        for (int64_t r = first; r < last; ++r) decode_weight_row(to + r * in, w, begin + r);
+    });
+}
+
+void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch) {
+    const int64_t out = product.w.out_features(), in = product.w.in_features();
+    const int64_t chunk = std::max<int64_t>(1, kDecodedFloats / in / kPanelLanes) * kPanelLanes;
+    for (int64_t begin = 0; begin < out; begin += chunk) {
+        const int64_t end = std::min(begin + chunk, out);
+        float* decoded = scratch.shared<float>((end - begin) * in);
+        decode_rows(decoded, product.w, begin, end, pool);
+        GemmProduct p;
+        p.b = {decoded, DType::kF32, in, form == QuantForm::kForward};
+        p.m = product.a.dim(0);
+        p.a_row = product.a.stride[0];
+        p.c_row = product.c.stride[0];
+        if (form == QuantForm::kForward) {
+            p.n = end - begin, p.k = in;
+            p.a = product.a.as<const float>(), p.c = product.c.as<float>() + begin;
+        } else {  // a chain over out, continued from chunk to chunk
+            p.n = in, p.k = end - begin;
+            p.a = product.a.as<const float>() + begin, p.c = product.c.as<float>();
+            p.accumulate = begin > 0;
+        }
+        run_gemm({{p}}, pool, isa, scratch);
+    }
+}
+
+}  // namespace
+
+const QuantKernels& quant_kernels_of(bool avx512) {
+    return avx512 && __builtin_cpu_supports("avx512vnni") ? quant_kernels_vnni_avx512() : quant_kernels_avx2();
+}
+
+void decode_weight_row(float* y, const Weight& w, int64_t row) {
+    switch (w.scheme) {
+        case Scheme::kBlocks:
+            return decode_blocks(w.block, w.codes.as<const uint8_t>() + row * w.codes.stride[0], y, w.in_features());
+        case Scheme::kGroups:
+            return decode_groups_row(y, w, row);
+        case Scheme::kPanels:
+            return decode_panel_rows(y, 0, w, row / kPanelLanes, row % kPanelLanes, row % kPanelLanes + 1);
+        default:
+            check(false, "decode_weight_row: not a quantized weight");
+    }
+}
+
+void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch) {
+    std::vector<QuantProduct> panels;
+    for (const QuantProduct& product : products) {
+        if (product.a.dim(0) == 0) continue;
+        if (form == QuantForm::kForward && product.w.scheme == Scheme::kPanels)
+            panels.push_back(product);
+        else
+            multiply_decoded(product, form, pool, isa, scratch);
+    }
+    if (!panels.empty()) multiply_panels(panels, pool, isa, scratch);
+}
+
+void pack_weight(const Tensor& to, const Weight& w, ThreadPool& pool) {
+    pool.parallel_for(to.dim(0), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t panel = begin; panel < end; ++panel) pack_panel(to.as<uint8_t>() + panel * to.stride[0], w, panel);
+    });
+}
+
+}  // namespace fathom

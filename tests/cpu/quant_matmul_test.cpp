@@ -1,0 +1,247 @@
+// Quantized products against their definition with ==: the integers and factors of split_block, one chain over ascending
+// groups.
+#include "cpu/quant_matmul.h"
+
+#include <gtest/gtest.h>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/cpu_ops.h"
+#include "cpu/quant_panel.h"
+#include "tensors.h"
+
+namespace fathom {
+namespace {
+
+constexpr BlockType kPanelTypes[] = {BlockType::kQ8_0, BlockType::kQ4_0, BlockType::kQ5_0, BlockType::kQ4K, BlockType::kQ6K};
+
+// Byte offsets of a block's half-precision factors.
+std::vector<int64_t> half_offsets(BlockType type) {
+    switch (type) {
+        case BlockType::kQ4_1:
+        case BlockType::kQ5_1:
+        case BlockType::kQ4K:
+        case BlockType::kQ5K:
+            return {0, 2};
+        case BlockType::kQ2K:
+            return {80, 82};
+        case BlockType::kQ3K:
+            return {108};
+        case BlockType::kQ6K:
+            return {208};
+        case BlockType::kMxfp4:
+            return {};
+        default:
+            return {0};
+    }
+}
+
+Weight random_blocks(Tensors& t, BlockType type, int64_t out, int64_t in) {
+    const BlockTraits& traits = traits_of(type);
+    const Tensor codes = t.empty(DType::kU8, {out, in / traits.elements * traits.bytes});
+    for (int64_t i = 0; i < codes.size(); ++i) codes.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(256));
+    for (int64_t b = 0; b < out * in / traits.elements; ++b) {
+        for (const int64_t at : half_offsets(type)) {
+            const Float16 d(static_cast<float>(0.01 * t.rng().normal()));
+            std::memcpy(codes.as<uint8_t>() + b * traits.bytes + at, &d.bits, 2);
+        }
+        if (type == BlockType::kMxfp4) codes.as<uint8_t>()[b * traits.bytes] = static_cast<uint8_t>(115 + t.rng().below(10));
+    }
+    return {codes, type};
+}
+
+Tensor decoded(Tensors& t, const Weight& w) {
+    const Tensor result = t.empty(DType::kF32, {w.out_features(), w.in_features()});
+    for (int64_t i = 0; i < w.out_features(); ++i)
+        decode_blocks(w.block, w.codes.as<uint8_t>() + i * w.codes.stride[0], result.as<float>() + i * w.in_features(),
+                      w.in_features());
+    return result;
+}
+
+// A step's activations as integers, from the definition in cpu/quant_kernels.h.
+struct Step {
+    float d = 0;
+    int q[32] = {};
+    Step(const float* x) {  // NOLINT
+        float largest = 0;
+        for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(x[i]));
+        d = largest / 127.0f;
+        const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+        for (int i = 0; i < 32; ++i) q[i] = static_cast<int>(std::nearbyint(x[i] * inverse));
+    }
+};
+
+float defined_product(const Weight& w, int64_t row, const float* x) {
+    const BlockTraits& traits = traits_of(w.block);
+    const bool halves = w.block == BlockType::kQ6K;
+    float y = 0;
+    BlockCodes block;
+    for (int64_t k = 0; k < w.in_features(); k += 32) {
+        const int64_t b = k / traits.elements, in_block = k % traits.elements;
+        split_block(w.block, w.codes.as<uint8_t>() + row * w.codes.stride[0] + b * traits.bytes, block);
+        const Step step(x + k);
+        int all = 0;
+        for (int i = 0; i < 32; ++i) all += step.q[i];
+        for (int64_t from = 0; from < 32; from += halves ? 16 : 32) {
+            int sum = 0;
+            for (int64_t i = from; i < from + (halves ? 16 : 32); ++i) sum += block.code[in_block + i] * step.q[i];
+            y = std::fma(block.scale[(in_block + from) / 16], step.d * static_cast<float>(sum), y);
+        }
+        if (w.block == BlockType::kQ4K) y = std::fma(block.offset[in_block / 16], step.d * static_cast<float>(all), y);
+    }
+    return y;
+}
+
+class QuantMatmul : public ::testing::TestWithParam<Isa> {
+protected:
+    void SetUp() override {
+        if (!supports(GetParam())) GTEST_SKIP() << "this CPU lacks it";
+    }
+    Tensor multiply(const Tensor& x, const Weight& w, int threads = 2) {
+        ThreadPool pool(threads);
+        CpuOps ops(pool, GetParam());
+        const Tensor y = t.empty(DType::kF32, {x.dim(0), w.out_features()});
+        ops.matmul(y, x, w);
+        return y;
+    }
+    Weight packed(const Weight& w) {
+        ThreadPool pool(2);
+        return CpuOps(pool, GetParam()).pack(w, arena);
+    }
+    static void expect_equal(const Tensor& x, const Tensor& y, const std::string& what) {
+        ASSERT_EQ(x.size(), y.size()) << what;
+        EXPECT_EQ(std::memcmp(x.data, y.data, static_cast<size_t>(x.bytes())), 0) << what;
+    }
+    Tensors t{1};
+    Arena arena{"test", Buffer::host, 1 << 20};
+};
+
+TEST_P(QuantMatmul, PanelsGiveTheBitsOfTheDefinition) {
+    for (const BlockType type : kPanelTypes) {
+        for (const int64_t rows : {1, 2, 5, 12, 13, 25, 300}) {
+            const int64_t in = traits_of(type).elements * static_cast<int64_t>(1 + t.rng().below(rows > 20 ? 2 : 4));
+            const int64_t out = 16 * static_cast<int64_t>(1 + t.rng().below(rows > 20 ? 3 : 9));
+            const Weight w = random_blocks(t, type, out, in);
+            const Weight panels = packed(w);
+            ASSERT_EQ(panels.scheme, Scheme::kPanels);
+            const Tensor x = t.random({rows, in});
+            if (rows > 1) std::fill_n(x.as<float>() + in, in, 0.0f);
+            const Tensor y = multiply(x, panels);
+            for (int64_t i = 0; i < rows; i += 1 + rows / 8)
+                for (int64_t j = 0; j < out; ++j)
+                    ASSERT_EQ(y.as<float>()[i * out + j], defined_product(w, j, x.as<float>() + i * in))
+                        << traits_of(type).name << " " << rows << " rows, element " << i << ", " << j;
+            expect_equal(y, multiply(x, panels, 1), "one thread");
+        }
+    }
+}
+
+TEST_P(QuantMatmul, RoundingOfActivationsIsBoundedByHalfAStepOfEach) {
+    for (const BlockType type : kPanelTypes) {
+        const Weight w = random_blocks(t, type, 32, 512);
+        const Tensor x = t.random({7, 512}), y = multiply(x, packed(w)), f = decoded(t, w);
+        for (int64_t i = 0; i < 7; ++i) {
+            for (int64_t j = 0; j < 32; ++j) {
+                double exact = 0, bound = 0;
+                for (int64_t k = 0; k < 512; ++k) {
+                    const double weight = f.as<float>()[j * 512 + k];
+                    exact += weight * static_cast<double>(x.as<float>()[i * 512 + k]);
+                    bound += std::fabs(weight) * 0.5001 * static_cast<double>(Step(x.as<float>() + i * 512 + k / 32 * 32).d);
+                }
+                EXPECT_LE(std::fabs(static_cast<double>(y.as<float>()[i * 32 + j]) - exact), bound + 1e-5)
+                    << traits_of(type).name;
+            }
+        }
+    }
+}
+
+TEST_P(QuantMatmul, BlocksWithoutPanelsGiveTheBitsOfTheirNumbers) {
+    for (int number = 1; number <= static_cast<int>(BlockType::kMxfp4); ++number) {
+        const auto type = static_cast<BlockType>(number);
+        const Weight w = random_blocks(t, type, 21, 512);
+        const Tensor numbers = decoded(t, w), x = t.random({3, 512});
+        expect_equal(multiply(x, w), multiply(x, numbers), std::string(traits_of(type).name));
+    }
+}
+
+TEST_P(QuantMatmul, PanelsAndBlocksGoBackwardAsTheirNumbers) {
+    ThreadPool pool(2);
+    CpuOps ops(pool, GetParam());
+    for (const BlockType type : kPanelTypes) {
+        const Weight w = random_blocks(t, type, 48, 256);
+        const Tensor numbers = decoded(t, w), dy = t.random({5, 48});
+        const Tensor dx = t.empty(DType::kF32, {5, 256}), expected = t.empty(DType::kF32, {5, 256});
+        ops.matmul_dgrad(expected, dy, numbers);
+        ops.matmul_dgrad(dx, dy, packed(w));
+        expect_equal(dx, expected, "panels");
+        ops.matmul_dgrad(dx, dy, w);
+        expect_equal(dx, expected, "blocks");
+    }
+}
+
+TEST_P(QuantMatmul, IntegerGroupsGiveTheBitsOfTheirNumbers) {
+    for (const bool nibbles : {false, true}) {
+        for (const bool with_zeros : {false, true}) {
+            const int64_t out = 9, in = 256, groups = 4;
+            Weight w(t.empty(nibbles ? DType::kU8 : DType::kI8, {out, nibbles ? in / 2 : in}));
+            for (int64_t i = 0; i < w.codes.bytes(); ++i) w.codes.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(256));
+            w.scheme = Scheme::kGroups;
+            w.scales = t.random({out, groups});
+            if (with_zeros) {
+                w.zeros = t.empty(DType::kU8, {out, groups});
+                for (int64_t i = 0; i < out * groups; ++i) w.zeros.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(16));
+            }
+            const Tensor numbers = t.empty(DType::kF32, {out, in});
+            for (int64_t i = 0; i < out * in; ++i) {
+                const int64_t r = i / in, k = i % in, g = r * groups + k / (in / groups);
+                const int byte = nibbles ? w.codes.as<uint8_t>()[i / 2] : 0;
+                const int code = nibbles ? (k % 2 == 0 ? byte & 15 : byte >> 4) : w.codes.as<int8_t>()[i];
+                const int zero = with_zeros ? w.zeros.as<uint8_t>()[g] : nibbles ? 8 : 0;
+                numbers.as<float>()[i] = w.scales.as<float>()[g] * static_cast<float>(code - zero);
+            }
+            const Tensor x = t.random({4, in});
+            expect_equal(multiply(x, w), multiply(x, numbers), nibbles ? "int4" : "int8");
+        }
+    }
+}
+
+TEST_P(QuantMatmul, ExpertsAndHeadsAreSeparateProducts) {
+    ThreadPool pool(2);
+    CpuOps ops(pool, GetParam());
+    const Weight all = packed(random_blocks(t, BlockType::kQ8_0, 3 * 32, 64));
+    std::vector<Weight> w;
+    for (int64_t e = 0; e < 3; ++e) w.push_back(all.rows(32 * e, 32 * e + 32));
+    const Tensor x = t.random({9, 64}), y = t.empty(DType::kF32, {9, 32});
+    ops.grouped_matmul(y, x, w, t.ints({0, 4, 4, 9}));
+    expect_equal(y.slice(0, 0, 4), multiply(x.slice(0, 0, 4), w[0]), "expert 0");
+    expect_equal(y.slice(0, 4, 9), multiply(x.slice(0, 4, 9), w[2]), "expert 2");
+    // Heads that all read one latent: a stride of 0.
+    Tensor shared = x;
+    shared.rank = 3, shared.shape = {9, 3, 64}, shared.stride = {64, 0, 1};
+    const Tensor heads = t.empty(DType::kF32, {9, 3, 32});
+    ops.batched_matmul(heads, shared, w);
+    const Tensor one = multiply(x, w[1]);
+    for (int64_t i = 0; i < 9; ++i)
+        EXPECT_EQ(std::memcmp(heads.as<float>() + (i * 3 + 1) * 32, one.as<float>() + i * 32, 128), 0) << i;
+}
+
+TEST_P(QuantMatmul, EmbeddingsAreTheNumbersOfTheirRows) {
+    ThreadPool pool(2);
+    CpuOps ops(pool, GetParam());
+    const Weight w = random_blocks(t, BlockType::kQ6K, 32, 256);
+    const Tensor numbers = decoded(t, w), rows = t.ints({31, 0, 17});
+    for (const Weight& table : {w, packed(w)}) {
+        const Tensor y = t.empty(DType::kF32, {3, 256}), expected = t.empty(DType::kF32, {3, 256});
+        ops.gather_weight_rows(y, table, rows);
+        ops.gather_weight_rows(expected, numbers, rows);
+        expect_equal(y, expected, "rows");
+        EXPECT_THROW(ops.gather_weight_rows(y, table, t.ints({0, 32, 1})), LogicError);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, QuantMatmul, ::testing::Values(Isa::kAvx2, Isa::kAvx512),
+                         [](const auto& param) { return std::string(name_of(param.param)); });
+
+}  // namespace
+}  // namespace fathom
