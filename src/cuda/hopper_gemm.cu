@@ -125,18 +125,24 @@ __device__ void plan_groups(Shared& shared, const Params& p) {
     }
 }
 
-// Copies kBoxes boxes of one operand: all of them, or this block's half into both blocks.
+// Copies the 64 kBoxes rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy takes
+// them all, across k a copy can only be 64 wide.
 template <int kBoxes, Major kMajor>
 __device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map, uint32_t full, bool share, int rank, int mn, int k,
                                              int group) {
-#pragma unroll
-    for (int i = 0; i < kBoxes; ++i) {
-        const int x = kMajor == Major::kK ? k : mn + 64 * i;
-        const int y = kMajor == Major::kK ? mn + 64 * i : k;
-        if (!share)
-            tma_load(to + i * kBox, map, full, x, y, group);
-        else if (i / (kBoxes / 2) == rank)
-            tma_load_multicast(to + i * kBox, map, full, 3, x, y, group);
+    const int first = share ? rank * (kBoxes / 2) : 0, count = share ? kBoxes / 2 : kBoxes;
+    if constexpr (kMajor == Major::kK) {
+        if (share)
+            tma_load_multicast(to + first * kBox, map, full, 3, k, mn + 64 * first, group);
+        else
+            tma_load(to, map, full, k, mn, group);
+    } else {
+        for (int i = first; i < first + count; ++i) {
+            if (share)
+                tma_load_multicast(to + i * kBox, map, full, 3, mn + 64 * i, k, group);
+            else
+                tma_load(to + i * kBox, map, full, mn + 64 * i, k, group);
+        }
     }
 }
 
@@ -295,7 +301,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     cluster_sync();
     if (threadIdx.x < kWarpgroup) {
         shrink_registers<40>();
-        if (threadIdx.x == 0) produce<kA, kB, kRaggedK>(shared, &map_a, &map_b, p, rank);
+        if (threadIdx.x < kWarp && elect_one()) produce<kA, kB, kRaggedK>(shared, &map_a, &map_b, p, rank);
     } else {
         grow_registers<232>();
         consume<kA, kB, kRaggedK, Out>(shared, p, rank);
@@ -304,7 +310,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
 }
 
 template <Major kA, Major kB, bool kRaggedK, typename Out>
-void launch(const TensorMap3& a, const TensorMap3& b, const Params& p, cudaStream_t stream) {
+void launch(TensorMap3 a, TensorMap3 b, const Params& p, cudaStream_t stream) {
+    if (kA == Major::kK) a.box_y = p.share_a ? kTileM / 2 : kTileM;
+    if (kB == Major::kK) b.box_y = p.share_a ? kTileN : kTileN / 2;
     const auto kernel = grouped_gemm_kernel<kA, kB, kRaggedK, Out>;
     constexpr int kBytes = sizeof(Shared) + 1024;
     static_assert(kBytes <= 227 * 1024);
