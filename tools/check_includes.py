@@ -14,6 +14,7 @@ ARROWS = {
     "tensor": ["base"],
     "ops": ["tensor"],
     "cpu": ["ops"],
+    "cuda": ["ops"],
     "nn": ["ops"],
     "model": ["nn"],
     "io": ["tensor"],

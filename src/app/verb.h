@@ -21,6 +21,7 @@ struct Globals {
     bool quiet = false;           // --quiet: no progress
     bool deterministic = false;   // --deterministic: batch-invariant arithmetic (docs/decisions/001)
     std::string device = "auto";  // --device auto|cpu|cuda[:n]
+    std::string compute = "f32";  // --compute f32|bf16: type of activations on a GPU
 
     [[nodiscard]] ProgressMode progress() const { return quiet ? ProgressMode::kQuiet : ProgressMode::kAuto; }
 };

@@ -85,14 +85,31 @@ private:
     // The type the user asked for; the router's bias is f32 always.
     [[nodiscard]] Weight converted(const Weight& stored, const Param& param) {
         const DType wanted = param.kind == ParamKind::kRouterBias ? DType::kF32 : options_.dtype.value_or(stored.codes.dtype);
-        if (wanted == stored.codes.dtype) return stored;
+        if (wanted == stored.codes.dtype) return visible(stored);
         const Tensor result = param.allocate(*loaded_.weights, wanted);
+        const ArenaScope scope(*loaded_.weights);
         if (stored.scheme == Scheme::kFp8Block) {
             dequantize_fp8(result, stored);
         } else {
-            ops_.copy(result, stored.codes);
+            ops_.copy(result, visible(stored.codes));
         }
         return {result};
+    }
+
+    // What lies in the map of a file, where the ops can see it.
+    [[nodiscard]] Tensor visible(const Tensor& mapped) {
+        if (ops_.sees_host_memory() || !mapped) return mapped;
+        const Tensor device = mapped.rank == 1 ? loaded_.weights->allocate(mapped.dtype, {mapped.dim(0)})
+                                               : loaded_.weights->allocate(mapped.dtype, {mapped.dim(0), mapped.dim(1)});
+        ops_.write(device, mapped.data);
+        return device;
+    }
+    [[nodiscard]] Weight visible(const Weight& mapped) {
+        Weight weight = mapped;
+        weight.codes = visible(mapped.codes);
+        weight.scales = visible(mapped.scales);
+        weight.zeros = visible(mapped.zeros);
+        return weight;
     }
 
     // result [out, in] = codes * scale of the code's 128x128 block (architecture reference 8.2).
@@ -104,7 +121,8 @@ private:
             const auto* codes = w.codes.as<const Float8E4M3>() + i * cols;
             const auto* scales = w.scales.as<const float>() + i / kFp8Block * blocks;
             for (int64_t j = 0; j < cols; ++j) row.as<float>()[j] = static_cast<float>(codes[j]) * scales[j / kFp8Block];
-            ops_.copy(result.slice(0, i, i + 1).view({cols}), row);
+            const ArenaScope scope(*loaded_.weights);
+            ops_.copy(result.slice(0, i, i + 1).view({cols}), visible(row));
         }
     }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -83,8 +84,10 @@ struct ModelRun {
     std::unique_ptr<Ops> ops;
     LoadedModel loaded;
     SafetensorsFile golden;
-    Arena scratch{"scratch"}, saved{"saved"}, state{"state"};
+    Arena::Grow grow = [of = ops.get()](int64_t bytes) { return of->allocate(bytes); };
+    Arena scratch{"scratch", grow}, saved{"saved", grow}, state{"state", grow};
     Context cx{*ops, scratch, saved};
+    std::deque<Buffer> answers;
 
     ModelRun(const std::string& fixture, std::unique_ptr<Ops> back_end, const LoadOptions& options)
         : ops(std::move(back_end)),
@@ -92,6 +95,14 @@ struct ModelRun {
           golden(fixture_folder(fixture) / "golden.safetensors") {}
 
     [[nodiscard]] DeepSeek& model() { return *loaded.model; }
+
+    // What the device holds, for reading here; as long as this run lives.
+    [[nodiscard]] Tensor host(const Tensor& t) {
+        Tensor copy = t;
+        copy.data = answers.emplace_back(Buffer::host(t.bytes())).data();
+        ops->read_back(copy.data, t);
+        return copy;
+    }
 
     // Golden input_ids [B, T], one sequence a row, the last `drop` tokens left out.
     [[nodiscard]] Batch golden_batch(AttentionForm form, bool keep, int64_t drop = 0) {

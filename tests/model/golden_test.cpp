@@ -6,26 +6,18 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "model/back_ends.h"
 #include "model/fixture.h"
-#include "reference/reference_ops.h"
 
 namespace fathom {
 namespace {
 
 constexpr double kLogits = 2e-4, kHidden = 2e-4, kGradient = 1e-4, kLoss = 1e-4;
 
-enum class BackEnd { kReference, kCpu };
-
 struct Case {
     std::string fixture;
-    BackEnd back_end;
+    std::string back_end;
 };
-
-std::unique_ptr<Ops> make_ops(BackEnd back_end) {
-    static ThreadPool pool(2);
-    if (back_end == BackEnd::kReference) return std::make_unique<ReferenceOps<double>>();
-    return std::make_unique<CpuOps>(pool);
-}
 
 class Golden : public ::testing::TestWithParam<Case> {
 protected:
@@ -51,18 +43,19 @@ TEST_P(Golden, LogitsHiddenStatesAndRoutingAgree) {
         std::vector<Tensor> states;
         batch.record = &routing;
         const Tensor hidden = run.model().forward(run.cx, batch, nullptr, nullptr, &states);
-        EXPECT_LE(max_difference(run.model().logits(run.cx, hidden), golden), kLogits);
+        EXPECT_LE(max_difference(run.host(run.model().logits(run.cx, hidden)), golden), kLogits);
         for (size_t l = 0; l < states.size(); ++l) {
             const auto expected = run.golden.find("hidden." + std::to_string(l));
             if (!expected) continue;
-            EXPECT_LE(max_difference(states[l].slice(0, 0, expected->dim(0)), *expected), kHidden) << "layer " << l;
+            EXPECT_LE(max_difference(run.host(states[l].slice(0, 0, expected->dim(0))), *expected), kHidden) << "layer " << l;
         }
         for (size_t l = 0; l < routing.size(); ++l) {
             const auto expected = run.golden.find("router." + std::to_string(l) + ".indices");
             if (!expected) continue;
             const int64_t k = expected->dim(1);
+            const Tensor indices = run.host(routing[l].indices);
             for (int64_t i = 0; i < expected->dim(0); ++i) {
-                const auto* chosen = routing[l].indices.as<int32_t>() + i * k;
+                const auto* chosen = indices.as<int32_t>() + i * k;
                 const auto* wanted = expected->as<int32_t>() + i * k;
                 ASSERT_EQ(std::set<int32_t>(chosen, chosen + k), std::set<int32_t>(wanted, wanted + k))
                     << "layer " << l << ", row " << i;
@@ -81,7 +74,7 @@ double mean_loss_and_gradients(ModelRun& run, bool recompute) {
     run.model().head().loss_and_gradient(run.cx, loss, dhidden, hidden, targets, 1 / count);
     run.model().backward(run.cx, dhidden, saved);
     double sum = 0;
-    for (const double row : to_doubles(loss)) sum += row;
+    for (const double row : to_doubles(run.host(loss))) sum += row;
     return sum / count;
 }
 
@@ -94,10 +87,11 @@ TEST_P(Golden, LossAndGradientsAgree) {
         EXPECT_NEAR(mean_loss_and_gradients(run, recompute), answers().at("loss").get<double>(), kLoss);
         double square = 0;
         run.model().visit([&](const std::string& name, Param& param) {
-            for (const double g : to_doubles(param.grad)) square += param.trained() ? g * g : 0;
+            const Tensor grad = run.host(param.grad);
+            for (const double g : to_doubles(grad)) square += param.trained() ? g * g : 0;
             const auto expected = run.golden.find("grad." + name);
             if (!expected) return;
-            EXPECT_LE(relative_error(param.grad, *expected), kGradient) << name;
+            EXPECT_LE(relative_error(grad, *expected), kGradient) << name;
         });
         if (!answers().contains("grad_norm")) continue;
         EXPECT_NEAR(std::sqrt(square) / answers()["grad_norm"].get<double>(), 1, kGradient);
@@ -106,7 +100,7 @@ TEST_P(Golden, LossAndGradientsAgree) {
 
 TEST_P(Golden, FiveAdamWStepsAgree) {
     if (!answers().contains("adamw_losses")) GTEST_SKIP() << "no optimizer answers";
-    if (GetParam().back_end == BackEnd::kReference) GTEST_SKIP() << "six passes in plain loops are too long for a unit test";
+    if (GetParam().back_end == "reference") GTEST_SKIP() << "six passes in plain loops are too long for a unit test";
     ModelRun run(GetParam().fixture, make_ops(GetParam().back_end), {.dtype = DType::kF32});
     run.allocate_gradients();
     struct Moments {
@@ -131,7 +125,7 @@ TEST_P(Golden, FiveAdamWStepsAgree) {
         run.model().visit([&](const std::string&, Param& param) {
             if (param.trained()) run.ops->square_norm(sum, param.grad);
         });
-        const double norm = std::sqrt(*sum.as<double>());
+        const double norm = std::sqrt(*run.host(sum).as<double>());
         EXPECT_NEAR(norm / norms[step], 1, 1e-3) << "step " << step;
         size_t i = 0;
         run.model().visit([&](const std::string&, Param& param) {
@@ -160,12 +154,14 @@ TEST_P(Golden, MultiTokenPredictionAgreesAndLeavesTheMainLogitsBitEqual) {
     const Tensor hidden = run.model().forward(run.cx, run.golden_batch(AttentionForm::kExpanded, true), nullptr, &saved);
     const Tensor plain =
         without.model().forward(without.cx, without.golden_batch(AttentionForm::kExpanded, false), nullptr, nullptr);
-    EXPECT_EQ(max_difference(run.model().logits(run.cx, hidden), without.model().logits(without.cx, plain)), 0);
+    EXPECT_EQ(
+        max_difference(run.host(run.model().logits(run.cx, hidden)), without.host(without.model().logits(without.cx, plain))),
+        0);
 
     // The last position of each sequence has no next token and no answer.
     const Tensor ahead = run.tokens_ahead(1, 0), expected = *run.golden.find("mtp.0.logits");
     const Tensor y = run.model().mtp_forward(run.cx, 0, hidden, ahead, saved.batch, nullptr, &saved);
-    const Tensor logits = run.model().mtp_logits(run.cx, 0, y);
+    const Tensor logits = run.host(run.model().mtp_logits(run.cx, 0, y));
     const int64_t length = expected.dim(1) + 1;
     for (int64_t i = 0; i < expected.dim(0); ++i) {
         EXPECT_LE(max_difference(logits.slice(0, i * length, i * length + length - 1), expected.slice(0, i, i + 1)), kLogits);
@@ -178,26 +174,24 @@ TEST_P(Golden, MultiTokenPredictionAgreesAndLeavesTheMainLogitsBitEqual) {
     run.model().mtp_loss_and_gradient(run.cx, loss, dhidden, std::span(&ahead, 1), std::span(&targets, 1), scale, saved);
     run.model().backward(run.cx, dhidden, saved);
     double sum = 0;
-    for (const double row : to_doubles(loss)) sum += row * scale;
+    for (const double row : to_doubles(run.host(loss))) sum += row * scale;
     EXPECT_NEAR(sum, answers().at("mtp_losses").at(0).get<double>(), kLoss);
     run.model().visit([&](const std::string& name, Param& param) {
         const auto gradient = run.golden.find("mtp.0.grad." + name);
         if (!gradient) return;
-        EXPECT_LE(relative_error(param.grad, *gradient), kGradient) << name;
+        EXPECT_LE(relative_error(run.host(param.grad), *gradient), kGradient) << name;
     });
 }
 
 std::vector<Case> all_cases() {
     std::vector<Case> cases;
-    for (const std::string& fixture : all_fixtures()) {
-        cases.push_back({fixture, BackEnd::kReference});
-        cases.push_back({fixture, BackEnd::kCpu});
-    }
+    for (const std::string& fixture : all_fixtures())
+        for (const std::string& back_end : back_ends()) cases.push_back({fixture, back_end});
     return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, Golden, ::testing::ValuesIn(all_cases()), [](const ::testing::TestParamInfo<Case>& test) {
-    std::string name = test.param.fixture + (test.param.back_end == BackEnd::kCpu ? "_cpu" : "_reference");
+    std::string name = test.param.fixture + "_" + test.param.back_end;
     std::ranges::replace(name, '-', '_');
     return name;
 });

@@ -1,0 +1,185 @@
+// SwiGLU, the cross-entropy over a vocabulary, AdamW and the gradient norm: all bound by memory.
+#include <cmath>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/device.cuh"
+#include "cuda/softmax.cuh"
+
+namespace fathom {
+namespace cuda {
+namespace {
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+template <class T>
+void swiglu(cudaStream_t stream, const Tensor& y, const Tensor& gate, const Tensor& up) {
+    const bool flat = y.contiguous() && gate.contiguous() && up.contiguous();
+    const Rows<T> to(y), g(gate), u(up);
+    loop(stream, "swiglu", flat ? 1 : y.dim(0), flat ? y.size() : y.dim(1), [=] __device__(int64_t i, int64_t c) {
+        const float x = widen(g.at(i)[c]);
+        to.at(i)[c] = narrow<T>(x * sigmoid(x) * widen(u.at(i)[c]));
+    });
+}
+
+// silu'(g) = s + g s (1 - s), s = sigmoid(g).
+template <class T>
+void swiglu_backward(cudaStream_t stream, const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                     const Tensor& up) {
+    const bool flat = dgate.contiguous() && dup.contiguous() && dy.contiguous() && gate.contiguous() && up.contiguous();
+    const Rows<T> dg(dgate), du(dup), grad(dy), g(gate), u(up);
+    loop(stream, "swiglu_backward", flat ? 1 : dy.dim(0), flat ? dy.size() : dy.dim(1), [=] __device__(int64_t i, int64_t c) {
+        const float x = widen(g.at(i)[c]), other = widen(u.at(i)[c]), d = widen(grad.at(i)[c]), s = sigmoid(x), silu = x * s;
+        dg.at(i)[c] = narrow<T>(d * other * fmaf(silu, 1.0f - s, s));
+        du.at(i)[c] = narrow<T>(d * silu);
+    });
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    cross_entropy_kernel(float* loss, Rows<T> logits, const int32_t* targets, int64_t vocab, int* fault) {
+    __shared__ float space[8];
+    const int32_t target = targets[blockIdx.x];
+    if (target < 0 || target >= vocab) {
+        if (threadIdx.x == 0) loss[blockIdx.x] = 0;
+        if (target >= vocab) *fault = kTarget;
+        return;
+    }
+    const T* z = logits.at(blockIdx.x);
+    const RowSoftmax row = softmax_of([z](int64_t c) { return widen(z[c]); }, vocab, space);
+    // log s is added to the small difference, not to the large maximum.
+    if (threadIdx.x == 0)
+        loss[blockIdx.x] =
+            static_cast<float>(log(static_cast<double>(row.sum)) + (static_cast<double>(row.top) - widen(z[target])));
+}
+
+template <class T>
+__global__ void __launch_bounds__(256) cross_entropy_backward_kernel(Rows<T> dlogits, Rows<T> logits, const int32_t* targets,
+                                                                     int64_t vocab, float scale, int* fault) {
+    __shared__ float space[8];
+    const int32_t target = targets[blockIdx.x];
+    T* dz = dlogits.at(blockIdx.x);
+    if (target < 0 || target >= vocab) {
+        for (int64_t c = threadIdx.x; c < vocab; c += 256) dz[c] = narrow<T>(0);
+        if (target >= vocab) *fault = kTarget;
+        return;
+    }
+    const T* z = logits.at(blockIdx.x);
+    const RowSoftmax row = softmax_of([z](int64_t c) { return widen(z[c]); }, vocab, space);
+    const float factor = scale / row.sum;
+    for (int64_t c = threadIdx.x; c < vocab; c += 256)
+        dz[c] = narrow<T>(factor * expf(widen(z[c]) - row.top) - (c == target ? scale : 0.0f));
+}
+
+int64_t check_cross_entropy(const char* op, const Tensor& logits, const Tensor& targets) {
+    check_tensor(op, "logits", logits, {kAny, kAny});
+    check_tensor(op, "targets", targets, DType::kI32, {logits.dim(0)});
+    return logits.dim(1);
+}
+
+constexpr int64_t kElementsPerPartial = 4096;  // the norm is summed in blocks of this many, then over blocks in order
+
+__global__ void __launch_bounds__(256) square_partials_kernel(double* partial, const void* x, DType type, int64_t n) {
+    __shared__ double space[8];
+    const int64_t end = min(n, (static_cast<int64_t>(blockIdx.x) + 1) * kElementsPerPartial);
+    double sum = 0;
+    for (int64_t i = blockIdx.x * kElementsPerPartial + threadIdx.x; i < end; i += 256) {
+        const double v = load(x, type, i);
+        sum = fma(v, v, sum);
+    }
+    sum = block_sum<256>(sum, space);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(256) add_square_partials_kernel(double* sum, const double* partial, int64_t count) {
+    __shared__ double space[8];
+    double part = 0;
+    for (int64_t i = threadIdx.x; i < count; i += 256) part += partial[i];
+    part = block_sum<256>(part, space);
+    if (threadIdx.x == 0) sum[0] += part;
+}
+
+}  // namespace
+}  // namespace cuda
+
+void CudaOps::swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) {
+    check_tensor("swiglu", "y", y, {kAny, kAny});
+    check_tensor("swiglu", "gate", gate, y.dtype, {y.dim(0), y.dim(1)});
+    check_tensor("swiglu", "up", up, y.dtype, {y.dim(0), y.dim(1)});
+    cuda::with_activation("swiglu", y.dtype, [&](auto type) { cuda::swiglu<decltype(type)>(stream_, y, gate, up); });
+}
+
+void CudaOps::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) {
+    check_tensor("swiglu_backward", "dy", dy, {kAny, kAny});
+    for (const Tensor* t : {&dgate, &dup, &gate, &up})
+        check_tensor("swiglu_backward", "an argument", *t, dy.dtype, {dy.dim(0), dy.dim(1)});
+    cuda::with_activation("swiglu_backward", dy.dtype,
+                          [&](auto type) { cuda::swiglu_backward<decltype(type)>(stream_, dgate, dup, dy, gate, up); });
+}
+
+void CudaOps::cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) {
+    const int64_t n = logits.dim(0), vocab = cuda::check_cross_entropy("cross_entropy", logits, targets);
+    check_tensor("cross_entropy", "loss", loss, DType::kF32, {n});
+    if (n == 0) return;
+    cuda::with_activation("cross_entropy", logits.dtype, [&](auto type) {
+        cuda::cross_entropy_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+            loss.as<float>(), cuda::Rows<decltype(type)>(logits), targets.as<int32_t>(), vocab, fault_.device());
+    });
+    cuda::check_launch("cross_entropy");
+}
+
+void CudaOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) {
+    const int64_t n = logits.dim(0), vocab = cuda::check_cross_entropy("cross_entropy_backward", logits, targets);
+    check_tensor("cross_entropy_backward", "dlogits", dlogits, logits.dtype, {n, vocab});
+    if (n == 0) return;
+    cuda::with_activation("cross_entropy_backward", logits.dtype, [&](auto type) {
+        cuda::cross_entropy_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+            cuda::Rows<decltype(type)>(dlogits), cuda::Rows<decltype(type)>(logits), targets.as<int32_t>(), vocab,
+            static_cast<float>(scale), fault_.device());
+    });
+    cuda::check_launch("cross_entropy_backward");
+}
+
+void CudaOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
+                    const AdamWStep& step) {
+    const int64_t n = master.size();
+    for (const Tensor* t : {&master, &m, &v, &grad})
+        check(t->dtype == DType::kF32 && t->contiguous() && t->size() == n,
+              "adamw: master, m, v and grad must be f32, contiguous and of one shape");
+    check(param.contiguous() && param.size() == n && step.step >= 1,
+          "adamw: param must have the master's shape, step counts from 1");
+    const auto t = static_cast<double>(step.step);
+    const auto beta1 = static_cast<float>(step.beta1), one_minus_beta1 = static_cast<float>(1 - step.beta1),
+               beta2 = static_cast<float>(step.beta2), one_minus_beta2 = static_cast<float>(1 - step.beta2),
+               grad_scale = static_cast<float>(step.grad_scale),
+               decay = static_cast<float>(1 - step.learning_rate * step.weight_decay),
+               step_size = static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, t))),
+               second_unbias = static_cast<float>(1 / (1 - std::pow(step.beta2, t))),
+               epsilon = static_cast<float>(step.epsilon);
+    auto *p = master.as<float>(), *first = m.as<float>(), *second = v.as<float>();
+    const auto* gradient = grad.as<float>();
+    void* const copy = param.data == master.data ? nullptr : param.data;
+    const DType copy_type = param.dtype;
+    cuda::loop(stream_, "adamw", 1, n, [=] __device__(int64_t, int64_t i) {
+        const float g = grad_scale * gradient[i];
+        const float m_i = fmaf(one_minus_beta1, g, beta1 * first[i]), v_i = fmaf(one_minus_beta2 * g, g, beta2 * second[i]);
+        const float root = sqrtf(v_i * second_unbias) + epsilon, updated = decay * p[i] - step_size * m_i / root;
+        p[i] = updated;
+        first[i] = m_i;
+        second[i] = v_i;
+        if (copy != nullptr) cuda::store(copy, copy_type, i, updated);
+    });
+}
+
+void CudaOps::square_norm(const Tensor& sum, const Tensor& x) {
+    check_tensor("square_norm", "sum", sum, DType::kF64, {1});
+    check(x.contiguous(), "square_norm: x must be contiguous");
+    const int64_t n = x.size(), blocks = cuda::ceil_div(n, cuda::kElementsPerPartial);
+    if (n == 0) return;
+    workspace_.begin(blocks * 8);
+    auto* partial = workspace_.take<double>(blocks);
+    cuda::square_partials_kernel<<<static_cast<unsigned>(blocks), 256, 0, stream_>>>(partial, x.data, x.dtype, n);
+    cuda::add_square_partials_kernel<<<1, 256, 0, stream_>>>(sum.as<double>(), partial, blocks);
+    cuda::check_launch("square_norm");
+}
+
+}  // namespace fathom

@@ -1,0 +1,73 @@
+#include "cuda/cuda_ops.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace fathom {
+namespace {
+
+// Compute capability 8.0 (Ampere) is the oldest that runs the PTX in the plug-in.
+constexpr int kOldestMajor = 8;
+
+// Makes GPU `device` the current one, or says why that cannot be.
+void use_device(int device) {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status == cudaErrorInsufficientDriver) {
+        int driver = 0, runtime = 0;
+        (void)cudaDriverGetVersion(&driver);
+        (void)cudaRuntimeGetVersion(&runtime);
+        throw Error(ErrorKind::kDevice,
+                    fmt::format("the NVIDIA driver supports CUDA {}.{}, this build needs {}.{}: update the driver or use "
+                                "--device cpu",
+                                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10));
+    }
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0))
+        throw Error(ErrorKind::kDevice, "this machine has no NVIDIA GPU that CUDA can see; use --device cpu");
+    cuda::check_cuda(status, "looking for GPUs");
+    if (device >= count)
+        throw Error(ErrorKind::kDevice, fmt::format("there is no GPU {}: this machine has {}, counted from 0", device, count));
+    cudaDeviceProp properties{};
+    cuda::check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the GPU's properties");
+    if (properties.major < kOldestMajor) {
+        throw Error(ErrorKind::kDevice,
+                    fmt::format("{} has compute capability {}.{}, fathom needs 8.0 (Ampere) or newer; use --device cpu",
+                                properties.name, properties.major, properties.minor));
+    }
+    cuda::check_cuda(cudaSetDevice(device), "choosing the GPU");
+}
+
+int used(int device) {
+    use_device(device);
+    return device;
+}
+
+}  // namespace
+
+CudaOps::CudaOps(int device, DType compute) : device_(used(device)), compute_(compute) {
+    check(compute == DType::kF32 || compute == DType::kBF16, "CudaOps: activations are F32 or BF16");
+}
+
+Buffer CudaOps::allocate(int64_t bytes) { return cuda::device_memory(bytes); }
+
+// From pageable memory the call returns when the bytes have been staged, so that `host` may be reused at once.
+void CudaOps::write(const Tensor& device, const void* host) {
+    check(device.contiguous(), "write: the tensor must be contiguous");
+    if (device.size() == 0) return;
+    cuda::check_cuda(cudaMemcpyAsync(device.data, host, static_cast<size_t>(device.bytes()), cudaMemcpyHostToDevice, stream_),
+                     "copying to the GPU");
+}
+
+void CudaOps::read_back(void* host, const Tensor& device) {
+    check(device.contiguous(), "read_back: the tensor must be contiguous");
+    if (device.size() > 0) {
+        cuda::check_cuda(
+            cudaMemcpyAsync(host, device.data, static_cast<size_t>(device.bytes()), cudaMemcpyDeviceToHost, stream_),
+            "copying from the GPU");
+    }
+    stream_.wait();
+    fault_.check_and_clear();
+}
+
+}  // namespace fathom

@@ -1,0 +1,104 @@
+// The instruction set on NVIDIA GPUs. Members live in the file named after their section: memory.cu, norm.cu, products.cu, ...
+// All work goes to one stream, in order; only read_back waits. Nothing uses floating-point atomics: every sum has a fixed
+// order.
+#pragma once
+
+#include "cuda/runtime.h"
+#include "ops/ops.h"
+
+namespace fathom {
+
+// Tensors are device memory of one GPU. One caller at a time.
+class CudaOps final : public Ops {
+public:
+    // `compute`: kF32 or kBF16, the type of activations. Throws Error{kDevice} saying why when GPU `device` cannot be used.
+    CudaOps(int device, DType compute);
+    [[nodiscard]] DType compute_dtype() const override { return compute_; }
+    [[nodiscard]] DType precise_dtype() const override { return DType::kF32; }
+    [[nodiscard]] bool sees_host_memory() const override { return false; }
+
+    // ---- memory ----
+    [[nodiscard]] Buffer allocate(int64_t bytes) override;
+    void write(const Tensor& device, const void* host) override;
+    void read_back(void* host, const Tensor& device) override;
+    void fill(const Tensor& y, double value) override;
+    void copy(const Tensor& y, const Tensor& x) override;
+    void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
+    void add_bias(const Tensor& y, const Tensor& bias) override;
+    void add_bias_backward(const Tensor& dbias, const Tensor& dy) override;
+    void sum_heads(const Tensor& y, const Tensor& x) override;
+    void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+    void gather_rows_backward(const Tensor& dx, const Tensor& dy, const Tensor& rows) override;
+    void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+
+    // ---- norm and rope ----
+    void rms_norm(const Tensor& y, const Tensor& x, const Tensor& w, double eps) override;
+    void rms_norm_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
+                           double eps) override;
+    void rope_table(const Tensor& table, const Tensor& positions, const Tensor& inv_freq, double magnitude) override;
+    void rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) override;
+
+    // ---- matrix products ----
+    void matmul(const Tensor& y, const Tensor& x, const Weight& w) override;
+    void matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) override;
+    void matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) override;
+    void grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) override;
+    void grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) override;
+    void grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) override;
+    void batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) override;
+    void batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) override;
+
+    // ---- attention ----
+    void attention(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& k_shared,
+                   const Tensor& v, const Spans& spans, double scale) override;
+    void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dk_shared, const Tensor& dv, const Tensor& dout,
+                            const Tensor& q, const Tensor& k, const Tensor& k_shared, const Tensor& v, const Tensor& o,
+                            const Tensor& lse, const Spans& spans, double scale) override;
+    void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+                          double scale) override;
+
+    // ---- mixture of experts ----
+    void route(const Tensor& indices, const Tensor& weights, const Tensor& scores, const Tensor& logits, const Tensor& bias,
+               const RouteRule& rule) override;
+    void route_weights(const Tensor& weights, const Tensor& scores, const Tensor& logits, const Tensor& indices,
+                       const RouteRule& rule) override;
+    void route_backward(const Tensor& dlogits, const Tensor& dweights, const Tensor& dscores, const Tensor& scores,
+                        const Tensor& indices, const RouteRule& rule) override;
+    void balance_loss(const Tensor& loss, const Tensor& dscores, const Tensor& scores, const Tensor& indices,
+                      const Tensor& cu_seqlens, const BalanceLoss& rule) override;
+    void sort_by_expert(const Tensor& offsets, const Tensor& source, const Tensor& slot, const Tensor& indices) override;
+    void combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) override;
+    void combine_backward(const Tensor& dx, const Tensor& dweights, const Tensor& dy, const Tensor& x, const Tensor& slot,
+                          const Tensor& weights) override;
+    void add_expert_load(const Tensor& load, const Tensor& offsets) override;
+    void update_router_bias(const Tensor& bias, const Tensor& load, double gamma) override;
+
+    // ---- activation and loss ----
+    void swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+    void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                         const Tensor& up) override;
+    void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) override;
+    void cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) override;
+    void token_logprob(const Tensor& logprob, const Tensor& entropy, const Tensor& logits, const Tensor& targets,
+                       const Tensor& allowed, double temperature) override;
+    void token_logprob_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, const Tensor& allowed,
+                                const Tensor& dlogprob, double temperature) override;
+    void kl_divergence(const Tensor& loss, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                       bool reverse) override;
+    void kl_divergence_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& teacher, const Tensor& targets,
+                                bool reverse, double scale) override;
+
+    // ---- optimizer ----
+    void adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
+               const AdamWStep& step) override;
+    void square_norm(const Tensor& sum, const Tensor& x) override;
+
+private:
+    int device_;
+    DType compute_;
+    cuda::Stream stream_;
+    cuda::Workspace workspace_{stream_};
+    cuda::FaultFlag fault_;
+};
+
+}  // namespace fathom

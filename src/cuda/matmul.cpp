@@ -1,0 +1,186 @@
+// The matrix products of the instruction set: their arguments checked, put as products.h wants them, in groups of kMaxGroups.
+#include <fmt/format.h>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/products.h"
+
+namespace fathom {
+namespace cuda {
+namespace {
+
+void check_activation(const Tensor& x, int rank, std::string_view what) {
+    check(x.rank == rank && (x.dtype == DType::kF32 || x.dtype == DType::kBF16),
+          fmt::format("{}: {} is not an F32 or BF16 tensor of rank {}", what, x.describe(), rank));
+    check(x.dim(-1) <= 1 || x.stride[static_cast<size_t>(rank - 1)] == 1,
+          fmt::format("{}: the last dimension is not contiguous", what));
+}
+
+void check_weight(const Weight& w, std::string_view what) {
+    const Tensor& codes = w.codes;
+    const bool known = codes.dtype == DType::kF32 || codes.dtype == DType::kBF16 || codes.dtype == DType::kF16;
+    const bool fp8 = codes.dtype == DType::kF8E4M3 && w.scheme == Scheme::kFp8Block;
+    if (w.scheme != Scheme::kPlain && w.scheme != Scheme::kFp8Block)
+        throw Error(ErrorKind::kDevice, "the GPU computes with F32, BF16, F16 and FP8 weights; use --device cpu for others");
+    check(codes.rank == 2 && (fp8 || known), fmt::format("{}: a weight {}", what, codes.describe()));
+    check(codes.dim(1) <= 1 || codes.stride[1] == 1, fmt::format("{}: the weight's rows are not contiguous", what));
+    if (!fp8) return;
+    const auto blocks = [](int64_t size) { return ceil_div(size, kFp8Block); };
+    check(w.scales.rank == 2 && w.scales.dtype == DType::kF32 && w.scales.dim(0) >= blocks(w.row0 + codes.dim(0)) &&
+              w.scales.dim(1) >= blocks(codes.dim(1)),
+          fmt::format("{}: scales {} of codes {} from row {}", what, w.scales.describe(), codes.describe(), w.row0));
+}
+
+void check_offsets(const Tensor& offsets, size_t experts, std::string_view what) {
+    check(offsets.rank == 1 && offsets.dtype == DType::kI32 && offsets.contiguous() &&
+              offsets.dim(0) == static_cast<int64_t>(experts) + 1,
+          fmt::format("{}: offsets {} for {} experts", what, offsets.describe(), experts));
+}
+
+// c = a w^T or a w, but for what its groups have of their own. The last dimensions of c and a are columns and k.
+Product with_weights(ProductForm form, const Tensor& c, const Tensor& a, std::span<const Weight> w, std::string_view what) {
+    const bool forward = form == ProductForm::kForward;
+    Product p;
+    p.form = form;
+    p.m = c.dim(0);
+    p.n = c.dim(-1);
+    p.k = a.dim(-1);
+    for (const Weight& weight : w) {
+        check_weight(weight, what);
+        check(a.dim(0) == p.m && weight.codes.dim(0) == (forward ? p.n : p.k) && weight.codes.dim(1) == (forward ? p.k : p.n) &&
+                  weight.codes.dtype == w[0].codes.dtype && weight.codes.stride[0] == w[0].codes.stride[0],
+              fmt::format("{}: {} from {} and a weight {}", what, c.describe(), a.describe(), weight.codes.describe()));
+    }
+    p.a = a.data;
+    p.a_type = a.dtype;
+    p.a_m = a.stride[0];
+    p.a_k = 1;
+    p.c = c.data;
+    p.c_type = c.dtype;
+    p.c_m = c.stride[0];
+    if (w.empty()) return p;
+    p.b_type = w[0].codes.dtype;
+    p.b_n = forward ? w[0].codes.stride[0] : 1;
+    p.b_k = forward ? 1 : w[0].codes.stride[0];
+    p.scales_stride = w[0].scheme == Scheme::kFp8Block ? w[0].scales.stride[0] : 0;
+    return p;
+}
+
+// dw += dy^T x, all groups' dw alike.
+Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, std::string_view what) {
+    check_activation(dy, 2, what);
+    check_activation(x, 2, what);
+    Product p;
+    p.form = ProductForm::kWgrad;
+    p.m = dy.dim(1);
+    p.n = x.dim(1);
+    p.k = dy.dim(0);
+    for (const Tensor& one : dw) {
+        check(one.rank == 2 && one.dtype == DType::kF32 && one.dim(0) == p.m && one.dim(1) == p.n && x.dim(0) == p.k &&
+                  one.stride[0] == dw[0].stride[0] && (p.n <= 1 || one.stride[1] == 1),
+              fmt::format("{}: {} from {} and {}", what, one.describe(), dy.describe(), x.describe()));
+    }
+    p.a = dy.data;
+    p.a_type = dy.dtype;
+    p.a_m = 1;
+    p.a_k = dy.stride[0];
+    p.b = x.data;
+    p.b_type = x.dtype;
+    p.b_n = 1;
+    p.b_k = x.stride[0];
+    if (!dw.empty()) p.c_m = dw[0].stride[0];
+    return p;
+}
+
+void put(GroupTable& table, size_t at, const Weight& w) {
+    table.matrix[at] = w.codes.data;
+    table.scales[at] = w.scheme == Scheme::kFp8Block ? w.scales.as<const float>() : nullptr;
+    table.first_row[at] = static_cast<int32_t>(w.row0);
+}
+void put(GroupTable& table, size_t at, const Tensor& dw) { table.matrix[at] = dw.data; }
+
+// Runs `product` over all groups, a table's worth at a time.
+template <class T>
+void run(cudaStream_t stream, const char* op, Product product, std::span<const T> matrices) {
+    const Product all = product;
+    for (size_t first = 0; first < matrices.size(); first += kMaxGroups) {
+        GroupTable table{};
+        const size_t count = std::min<size_t>(matrices.size() - first, kMaxGroups);
+        for (size_t i = 0; i < count; ++i) put(table, i, matrices[first + i]);
+        product.groups = static_cast<int>(count);
+        if (all.offsets != nullptr) product.offsets = all.offsets + first;
+        product.a = static_cast<const std::byte*>(all.a) + static_cast<int64_t>(first) * all.a_group * size_of(all.a_type);
+        if (all.c != nullptr)
+            product.c = static_cast<std::byte*>(all.c) + static_cast<int64_t>(first) * all.c_group * size_of(all.c_type);
+        run_chain_product(stream, op, product, table);
+    }
+}
+
+void by_expert(cudaStream_t stream, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
+               std::span<const Weight> w, const Tensor& offsets) {
+    check_activation(c, 2, op);
+    check_activation(a, 2, op);
+    check_offsets(offsets, w.size(), op);
+    Product p = with_weights(form, c, a, w, op);
+    p.offsets = offsets.as<int32_t>();
+    run(stream, op, p, w);
+}
+
+void by_head(cudaStream_t stream, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
+             std::span<const Weight> w) {
+    check_activation(c, 3, op);
+    check_activation(a, 3, op);
+    const auto heads = static_cast<int64_t>(w.size());
+    check(c.dim(1) == heads && a.dim(1) == heads,
+          fmt::format("{}: {} from {} for {} heads", op, c.describe(), a.describe(), heads));
+    Product p = with_weights(form, c, a, w, op);
+    p.a_group = a.stride[1];
+    p.c_group = c.stride[1];
+    run(stream, op, p, w);
+}
+
+}  // namespace
+}  // namespace cuda
+
+void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
+    cuda::check_activation(y, 2, "matmul");
+    cuda::check_activation(x, 2, "matmul");
+    const std::span one(&w, 1);
+    cuda::run(stream_, "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
+}
+
+void CudaOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) {
+    cuda::check_activation(dx, 2, "matmul_dgrad");
+    cuda::check_activation(dy, 2, "matmul_dgrad");
+    const std::span one(&w, 1);
+    cuda::run(stream_, "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"), one);
+}
+
+void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
+    const std::span one(&dw, 1);
+    cuda::run(stream_, "matmul_wgrad", cuda::into_gradients(one, dy, x, "matmul_wgrad"), one);
+}
+
+void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
+    cuda::by_expert(stream_, "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
+}
+
+void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
+    cuda::by_expert(stream_, "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
+}
+
+void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
+    cuda::Product p = cuda::into_gradients(dw, dy, x, "grouped_wgrad");
+    cuda::check_offsets(offsets, dw.size(), "grouped_wgrad");
+    p.offsets = offsets.as<int32_t>();
+    cuda::run(stream_, "grouped_wgrad", p, dw);
+}
+
+void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {
+    cuda::by_head(stream_, "batched_matmul", cuda::ProductForm::kForward, y, x, w);
+}
+
+void CudaOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) {
+    cuda::by_head(stream_, "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
+}
+
+}  // namespace fathom

@@ -1,0 +1,290 @@
+// Copies, sums and row movements: all bound by memory. One thread per element, neighbours in a row side by side.
+#include "cuda/cuda_ops.h"
+#include "cuda/device.cuh"
+
+namespace fathom {
+namespace cuda {
+namespace {
+
+// A tensor of rank <= 4 with leading dimensions of 1.
+struct Strided {
+    void* data;
+    DType type;
+    int64_t dim[4], stride[4];
+
+    explicit Strided(const Tensor& t) : data(t.data), type(t.dtype) {
+        for (int i = 0; i < 4; ++i) {
+            const int from = i - (4 - t.rank);
+            dim[i] = from < 0 ? 1 : t.dim(from);
+            stride[i] = from < 0 ? 0 : t.stride[static_cast<size_t>(from)];
+        }
+    }
+    // Offset of the element that comes i-th in row-major order.
+    template <class Index>
+    __device__ int64_t offset(Index i) const {
+        int64_t at = 0;
+#pragma unroll
+        for (int axis = 3; axis > 0; --axis) {
+            const auto size = static_cast<Index>(dim[axis]);
+            const Index next = i / size;
+            at += static_cast<int64_t>(i - next * size) * stride[axis];
+            i = next;
+        }
+        return at + static_cast<int64_t>(i) * stride[0];
+    }
+};
+
+template <class Index>
+__global__ void __launch_bounds__(256) copy_kernel(Strided y, Strided x, Index total, int bytes) {
+    const Index i = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
+    if (i >= total) return;
+    const int64_t to = y.offset(i), from = x.offset(i);
+    switch (y.type == x.type ? bytes : 0) {
+        case 1:
+            static_cast<uint8_t*>(y.data)[to] = static_cast<const uint8_t*>(x.data)[from];
+            break;
+        case 2:
+            static_cast<uint16_t*>(y.data)[to] = static_cast<const uint16_t*>(x.data)[from];
+            break;
+        case 4:
+            static_cast<uint32_t*>(y.data)[to] = static_cast<const uint32_t*>(x.data)[from];
+            break;
+        case 8:
+            static_cast<uint64_t*>(y.data)[to] = static_cast<const uint64_t*>(x.data)[from];
+            break;
+        default:
+            store(y.data, y.type, to, load(x.data, x.type, from));
+    }
+}
+
+template <class Index>
+__global__ void __launch_bounds__(256) fill_kernel(Strided y, double value, Index total) {
+    const Index i = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
+    if (i >= total) return;
+    const int64_t at = y.offset(i);
+    switch (y.type) {
+        case DType::kF64:
+            static_cast<double*>(y.data)[at] = value;
+            break;
+        case DType::kI64:
+            static_cast<int64_t*>(y.data)[at] = static_cast<int64_t>(value);
+            break;
+        case DType::kI32:
+            static_cast<int32_t*>(y.data)[at] = static_cast<int32_t>(value);
+            break;
+        default:
+            store(y.data, y.type, at, static_cast<float>(value));
+    }
+}
+
+bool is_float(DType type) {
+    return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16 || type == DType::kF8E4M3;
+}
+
+template <class T>
+void add(cudaStream_t stream, const Tensor& y, const Tensor& a, const Tensor& b) {
+    const bool flat = y.contiguous() && a.contiguous() && b.contiguous();
+    const Rows<T> to(y), left(a), right(b);
+    loop(stream, "add", flat ? 1 : y.dim(0), flat ? y.size() : y.dim(1),
+         [=] __device__(int64_t i, int64_t c) { to.at(i)[c] = narrow<T>(widen(left.at(i)[c]) + widen(right.at(i)[c])); });
+}
+
+template <class T>
+void add_bias(cudaStream_t stream, const Tensor& y, const Tensor& bias) {
+    const Rows<T> to(y);
+    const Vector b(bias);
+    loop(stream, "add_bias", y.dim(0), y.dim(1),
+         [=] __device__(int64_t i, int64_t c) { to.at(i)[c] = narrow<T>(widen(to.at(i)[c]) + b[c]); });
+}
+
+template <class T>
+void sum_heads(cudaStream_t stream, const Tensor& y, const Tensor& x) {
+    const Rows<T> to(y), from(x);
+    const int64_t heads = x.dim(1);
+    loop(stream, "sum_heads", y.dim(0), y.dim(1), [=] __device__(int64_t i, int64_t c) {
+        float sum = 0;
+        for (int64_t j = 0; j < heads; ++j) sum += widen(from.at(i, j)[c]);
+        to.at(i)[c] = narrow<T>(sum);
+    });
+}
+
+// Blocks of one output row each. The first row that names a target adds up all that do, in their order; the others leave.
+template <class T>
+__global__ void __launch_bounds__(256) gather_backward_kernel(float* dx, int64_t dx_row, int64_t table, Rows<T> dy, int64_t n,
+                                                              int64_t d, const int32_t* rows, int* fault) {
+    __shared__ int32_t found[256];
+    __shared__ int warp_count[8];
+    const int64_t first = blockIdx.x;
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    const int32_t target = rows[first];
+    if (target < 0 || target >= table) {
+        if (thread == 0) *fault = kRowIndex;
+        return;
+    }
+    bool earlier = false;
+    for (int64_t i = thread; i < first; i += 256) earlier = earlier || rows[i] == target;
+    if (__syncthreads_or(earlier)) return;
+    for (int64_t begin = first; begin < n; begin += 256) {
+        const int64_t i = begin + thread;
+        const bool mine = i < n && rows[i] == target;
+        const unsigned mask = __ballot_sync(kAll, mine);
+        if (lane == 0) warp_count[warp] = __popc(mask);
+        __syncthreads();
+        int at = __popc(mask & ((1u << lane) - 1)), count = 0;
+        for (int w = 0; w < 8; ++w) {
+            if (w < warp) at += warp_count[w];
+            count += warp_count[w];
+        }
+        if (mine) found[at] = static_cast<int32_t>(i);
+        __syncthreads();
+        for (int64_t c = thread; c < d && count > 0; c += 256) {
+            float sum = dx[target * dx_row + c];
+            for (int k = 0; k < count; ++k) sum += widen(dy.at(found[k])[c]);
+            dx[target * dx_row + c] = sum;
+        }
+        __syncthreads();
+    }
+}
+
+// y[to] = x[from] with from = rows[i] (gather) or to = rows[i] (scatter).
+void move_rows(cudaStream_t stream, const char* op, const Tensor& y, const Tensor& x, const Tensor& rows, bool gather,
+               int* fault) {
+    const int64_t table = gather ? x.dim(0) : y.dim(0);
+    const auto* index = rows.as<int32_t>();
+    const Tensor to = y, from = x;
+    const int64_t y_row = y.stride[0], x_row = x.stride[0];
+    loop(stream, op, rows.dim(0), y.dim(1), [=] __device__(int64_t i, int64_t c) {
+        const int64_t other = index[i];
+        if (other < 0 || other >= table) {
+            *fault = kRowIndex;
+            return;
+        }
+        const int64_t at = (gather ? i : other) * y_row + c, source = (gather ? other : i) * x_row + c;
+        store(to.data, to.dtype, at, load(from.data, from.dtype, source));
+    });
+}
+
+}  // namespace
+
+void add_partials(cudaStream_t stream, const char* op, float* sums, const float* partial, int64_t blocks, int64_t d) {
+    loop(stream, op, 1, d, [=] __device__(int64_t, int64_t c) {
+        float sum = sums[c];
+        for (int64_t b = 0; b < blocks; ++b) sum += partial[b * d + c];
+        sums[c] = sum;
+    });
+}
+
+namespace {
+
+template <class T>
+void column_sums(cudaStream_t stream, float* partial, const Tensor& x, int64_t blocks) {
+    const Rows<T> from(x);
+    const int64_t n = x.dim(0), d = x.dim(1);
+    loop(stream, "add_bias_backward", blocks, d, [=] __device__(int64_t b, int64_t c) {
+        float sum = 0;
+        const int64_t end = min(n, (b + 1) * kRowsPerPartial);
+        for (int64_t i = b * kRowsPerPartial; i < end; ++i) sum += widen(from.at(i)[c]);
+        partial[b * d + c] = sum;
+    });
+}
+
+}  // namespace
+}  // namespace cuda
+
+void CudaOps::fill(const Tensor& y, double value) {
+    if (y.size() == 0) return;
+    if (value == 0 && y.contiguous()) {
+        cuda::check_cuda(cudaMemsetAsync(y.data, 0, static_cast<size_t>(y.bytes()), stream_), "fill");
+        return;
+    }
+    check(cuda::is_float(y.dtype) || y.dtype == DType::kF64 || y.dtype == DType::kI32 || y.dtype == DType::kI64,
+          "fill: not for this type");
+    const cuda::Strided to(y);
+    const auto blocks = static_cast<unsigned>(cuda::ceil_div(y.size(), 256));
+    if (y.size() < (int64_t{1} << 31)) {
+        cuda::fill_kernel<uint32_t><<<blocks, 256, 0, stream_>>>(to, value, static_cast<uint32_t>(y.size()));
+    } else {
+        cuda::fill_kernel<int64_t><<<blocks, 256, 0, stream_>>>(to, value, y.size());
+    }
+    cuda::check_launch("fill");
+}
+
+void CudaOps::copy(const Tensor& y, const Tensor& x) {
+    check(y.rank == x.rank && y.shape == x.shape, "copy: y is " + y.describe() + ", x is " + x.describe());
+    check(y.dtype == x.dtype || (cuda::is_float(y.dtype) && cuda::is_float(x.dtype)),
+          "copy: from " + x.describe() + " to " + y.describe());
+    if (y.size() == 0) return;
+    if (y.dtype == x.dtype && y.contiguous() && x.contiguous()) {
+        cuda::check_cuda(cudaMemcpyAsync(y.data, x.data, static_cast<size_t>(y.bytes()), cudaMemcpyDeviceToDevice, stream_),
+                         "copy");
+        return;
+    }
+    const cuda::Strided to(y), from(x);
+    const auto blocks = static_cast<unsigned>(cuda::ceil_div(y.size(), 256));
+    const int bytes = static_cast<int>(size_of(y.dtype));
+    if (y.size() < (int64_t{1} << 31)) {
+        cuda::copy_kernel<uint32_t><<<blocks, 256, 0, stream_>>>(to, from, static_cast<uint32_t>(y.size()), bytes);
+    } else {
+        cuda::copy_kernel<int64_t><<<blocks, 256, 0, stream_>>>(to, from, y.size(), bytes);
+    }
+    cuda::check_launch("copy");
+}
+
+void CudaOps::add(const Tensor& y, const Tensor& a, const Tensor& b) {
+    check_tensor("add", "y", y, {kAny, kAny});
+    check_tensor("add", "a", a, y.dtype, {y.dim(0), y.dim(1)});
+    check_tensor("add", "b", b, y.dtype, {y.dim(0), y.dim(1)});
+    cuda::with_activation("add", y.dtype, [&](auto type) { cuda::add<decltype(type)>(stream_, y, a, b); });
+}
+
+void CudaOps::add_bias(const Tensor& y, const Tensor& bias) {
+    check_tensor("add_bias", "y", y, {kAny, kAny});
+    check_tensor("add_bias", "bias", bias, {y.dim(1)});
+    cuda::with_activation("add_bias", y.dtype, [&](auto type) { cuda::add_bias<decltype(type)>(stream_, y, bias); });
+}
+
+void CudaOps::add_bias_backward(const Tensor& dbias, const Tensor& dy) {
+    check_tensor("add_bias_backward", "dy", dy, {kAny, kAny});
+    const int64_t n = dy.dim(0), d = dy.dim(1), blocks = cuda::ceil_div(n, cuda::kRowsPerPartial);
+    check_tensor("add_bias_backward", "dbias", dbias, DType::kF32, {d});
+    workspace_.begin(blocks * d * 4);
+    auto* partial = workspace_.take<float>(blocks * d);
+    cuda::with_activation("add_bias_backward", dy.dtype,
+                          [&](auto type) { cuda::column_sums<decltype(type)>(stream_, partial, dy, blocks); });
+    cuda::add_partials(stream_, "add_bias_backward", dbias.as<float>(), partial, blocks, d);
+}
+
+void CudaOps::sum_heads(const Tensor& y, const Tensor& x) {
+    check_tensor("sum_heads", "x", x, {kAny, kAny, kAny});
+    check_tensor("sum_heads", "y", y, x.dtype, {x.dim(0), x.dim(2)});
+    cuda::with_activation("sum_heads", y.dtype, [&](auto type) { cuda::sum_heads<decltype(type)>(stream_, y, x); });
+}
+
+void CudaOps::gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
+    check_tensor("gather_rows", "y", y, {kAny, kAny});
+    check_tensor("gather_rows", "x", x, {kAny, y.dim(1)});
+    check_tensor("gather_rows", "rows", rows, DType::kI32, {y.dim(0)});
+    cuda::move_rows(stream_, "gather_rows", y, x, rows, true, fault_.device());
+}
+
+void CudaOps::gather_rows_backward(const Tensor& dx, const Tensor& dy, const Tensor& rows) {
+    check_tensor("gather_rows_backward", "dy", dy, {kAny, kAny});
+    const int64_t n = dy.dim(0), d = dy.dim(1);
+    check_tensor("gather_rows_backward", "dx", dx, DType::kF32, {kAny, d});
+    check_tensor("gather_rows_backward", "rows", rows, DType::kI32, {n});
+    if (dy.size() == 0) return;
+    cuda::with_activation("gather_rows_backward", dy.dtype, [&](auto type) {
+        cuda::gather_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+            dx.as<float>(), dx.stride[0], dx.dim(0), cuda::Rows<decltype(type)>(dy), n, d, rows.as<int32_t>(), fault_.device());
+    });
+    cuda::check_launch("gather_rows_backward");
+}
+
+void CudaOps::scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
+    check_tensor("scatter_rows", "x", x, {kAny, kAny});
+    check_tensor("scatter_rows", "y", y, {kAny, x.dim(1)});
+    check_tensor("scatter_rows", "rows", rows, DType::kI32, {x.dim(0)});
+    cuda::move_rows(stream_, "scatter_rows", y, x, rows, false, fault_.device());
+}
+
+}  // namespace fathom

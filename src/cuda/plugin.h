@@ -1,0 +1,16 @@
+// The two functions that libfathom_cuda.so exports. Whoever opens it must have been built with it: they share C++ classes.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/ops.h"
+
+extern "C" {
+
+// Must equal the opener's own version.
+__attribute__((visibility("default"))) const char* fathom_cuda_version();
+
+// A back end on GPU `device` (0, 1, ...) with activations in f32 or bf16; the caller deletes it. Null, with one sentence in
+// `message` of `size` bytes, when it cannot be had.
+__attribute__((visibility("default"))) fathom::Ops* fathom_cuda_open(int device, bool bf16, char* message, int64_t size);
+}

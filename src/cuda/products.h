@@ -1,0 +1,47 @@
+// One matrix product of the instruction set as the kernels see it: C[m, n] (+)= sum_k A[m, k] B[k, n].
+//   forward  y  = x w^T      A = x,     B = w stored [n, k]
+//   dgrad    dx = dy w       A = dy,    B = w stored [k, n]
+//   wgrad    dw += dy^T x    A = dy^T,  B = x stored [k, n]
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "tensor/dtype.h"
+
+namespace fathom::cuda {
+
+enum class ProductForm : uint8_t { kForward, kDgrad, kWgrad };
+
+// What a group of a product has of its own. A kernel gets the table as a parameter: nothing is copied to the device before it.
+constexpr int kMaxGroups = 128;
+struct GroupTable {
+    void* matrix[kMaxGroups];         // the stored weight (forward, dgrad) or the gradient (wgrad)
+    const float* scales[kMaxGroups];  // of FP8 blocks
+    int32_t first_row[kMaxGroups];    // where the stored weight begins in the grid of scales
+};
+
+struct Product {
+    ProductForm form = ProductForm::kForward;
+    const void* a = nullptr;
+    DType a_type = DType::kF32;
+    int64_t a_m = 0, a_k = 0;  // strides in elements
+    const void* b = nullptr;   // wgrad only: x
+    DType b_type = DType::kF32;
+    int64_t b_n = 0, b_k = 0;
+    void* c = nullptr;  // not for wgrad
+    DType c_type = DType::kF32;
+    int64_t c_m = 0;  // c_n = 1
+    int64_t m = 0, n = 0, k = 0;
+    int64_t scales_stride = 0;
+    // Experts: rows [offsets[g], offsets[g + 1]) of A and C (wgrad: of A^T and B) belong to group g. Null: every group has all.
+    const int32_t* offsets = nullptr;
+    int groups = 1;
+    int64_t a_group = 0, c_group = 0;  // heads: how far apart A and C of neighbouring groups are
+};
+
+// Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h.
+void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table);
+
+}  // namespace fathom::cuda

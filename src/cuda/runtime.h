@@ -1,0 +1,74 @@
+// The host's side of CUDA: errors, streams, memory. No kernel is launched from here.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <string>
+
+#include "tensor/tensor.h"
+
+namespace fathom::cuda {
+
+[[nodiscard]] constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// Throws Error{kMemory} when memory ran out, else Error{kDevice} naming what was attempted.
+void check_cuda(cudaError_t status, const char* attempt);
+// After a launch: what was wrong with it, or with earlier work on the device.
+void check_launch(const char* op);
+
+// Device memory, owned. Throws Error{kMemory} saying how much is free and what helps.
+[[nodiscard]] Buffer device_memory(int64_t bytes);
+
+// A stream of its own.
+class Stream {
+public:
+    Stream();
+    ~Stream();
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+    [[nodiscard]] operator cudaStream_t() const { return stream_; }  // NOLINT(google-explicit-constructor)
+    void wait() const;
+
+private:
+    cudaStream_t stream_ = nullptr;
+};
+
+// Memory for one op's intermediate results. All ops run on one stream, so the next op may have the same bytes.
+class Workspace {
+public:
+    explicit Workspace(const Stream& stream) : stream_(stream) {}
+    // 256-byte aligned parts of one op: begin() and then take() each; grows when an op needs more than any before.
+    template <class T>
+    [[nodiscard]] T* take(int64_t count) {
+        return static_cast<T*>(take_bytes(count * static_cast<int64_t>(sizeof(T))));
+    }
+    // Frees what was taken; `bytes` is all that the op will take.
+    void begin(int64_t bytes);
+
+private:
+    const Stream& stream_;
+    Buffer memory_;
+    int64_t used_ = 0;
+    [[nodiscard]] void* take_bytes(int64_t bytes);
+};
+
+// Where kernels report what they cannot throw: an index out of range. Host memory that the device writes to.
+class FaultFlag {
+public:
+    FaultFlag();
+    ~FaultFlag();
+    FaultFlag(const FaultFlag&) = delete;
+    FaultFlag& operator=(const FaultFlag&) = delete;
+    // Written by kernels: one of Fault.
+    [[nodiscard]] int* device() const { return flag_; }
+    // LogicError if a kernel reported something. Only after the stream was waited for.
+    void check_and_clear();
+
+private:
+    int* flag_ = nullptr;
+};
+
+enum Fault : int { kNoFault, kRowIndex, kExpertIndex, kTarget };
+
+}  // namespace fathom::cuda
