@@ -47,7 +47,7 @@ Product with_weights(ProductForm form, const Tensor& c, const Tensor& a, std::sp
     for (const Weight& weight : w) {
         check_weight(weight, what);
         check(a.dim(0) == p.m && weight.codes.dim(0) == (forward ? p.n : p.k) && weight.codes.dim(1) == (forward ? p.k : p.n) &&
-                  weight.codes.dtype == w[0].codes.dtype && weight.codes.stride[0] == w[0].codes.stride[0],
+                  weight.codes.dtype == w[0].codes.dtype,
               fmt::format("{}: {} from {} and a weight {}", what, c.describe(), a.describe(), weight.codes.describe()));
     }
     p.a = a.data;
@@ -59,8 +59,6 @@ Product with_weights(ProductForm form, const Tensor& c, const Tensor& a, std::sp
     p.c_m = c.stride[0];
     if (w.empty()) return p;
     p.b_type = w[0].codes.dtype;
-    p.b_n = forward ? w[0].codes.stride[0] : 1;
-    p.b_k = forward ? 1 : w[0].codes.stride[0];
     p.scales_stride = w[0].scheme == Scheme::kFp8Block ? w[0].scales.stride[0] : 0;
     return p;
 }
@@ -76,7 +74,7 @@ Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tenso
     p.k = dy.dim(0);
     for (const Tensor& one : dw) {
         check(one.rank == 2 && one.dtype == DType::kF32 && one.dim(0) == p.m && one.dim(1) == p.n && x.dim(0) == p.k &&
-                  one.stride[0] == dw[0].stride[0] && (p.n <= 1 || one.stride[1] == 1),
+                  (p.n <= 1 || one.stride[1] == 1),
               fmt::format("{}: {} from {} and {}", what, one.describe(), dy.describe(), x.describe()));
     }
     p.a = dy.data;
@@ -85,18 +83,20 @@ Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tenso
     p.a_k = dy.stride[0];
     p.b = x.data;
     p.b_type = x.dtype;
-    p.b_n = 1;
-    p.b_k = x.stride[0];
-    if (!dw.empty()) p.c_m = dw[0].stride[0];
+    p.b_row = x.stride[0];
     return p;
 }
 
 void put(GroupTable& table, size_t at, const Weight& w) {
     table.matrix[at] = w.codes.data;
     table.scales[at] = w.scheme == Scheme::kFp8Block ? w.scales.as<const float>() : nullptr;
+    table.row[at] = w.codes.stride[0];
     table.first_row[at] = static_cast<int32_t>(w.row0);
 }
-void put(GroupTable& table, size_t at, const Tensor& dw) { table.matrix[at] = dw.data; }
+void put(GroupTable& table, size_t at, const Tensor& dw) {
+    table.matrix[at] = dw.data;
+    table.row[at] = dw.stride[0];
+}
 
 // Runs `product` over all groups, a table's worth at a time.
 template <class T>

@@ -82,9 +82,16 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
         row_end = tile.end;
     }
     const int64_t column_begin = static_cast<int64_t>(blockIdx.x) * kTile;
-    const StoredMatrix b{
-        kWgrad ? p.b : table.matrix[group],  p.b_type, p.b_n, p.b_k, kWgrad ? nullptr : table.scales[group], p.scales_stride,
-        kWgrad ? 0 : table.first_row[group], kForward};
+    const int64_t b_row = kWgrad ? p.b_row : table.row[group];
+    const StoredMatrix b{kWgrad ? p.b : table.matrix[group],
+                         p.b_type,
+                         kForward ? b_row : 1,
+                         kForward ? 1 : b_row,
+                         kWgrad ? nullptr : table.scales[group],
+                         p.scales_stride,
+                         kWgrad ? 0 : table.first_row[group],
+                         kForward};
+    const int64_t c_row = kWgrad ? table.row[group] : p.c_m;
     const int64_t a_base = p.offsets == nullptr ? group * p.a_group : 0;
 
     float a_next[kLoads], b_next[kLoads], sum[kMicro][kMicro];
@@ -110,7 +117,7 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
 #pragma unroll
         for (int j = 0; j < kMicro; ++j) {
             const int64_t row = row_begin + place(ty, i), column = column_begin + place(tx, j);
-            sum[i][j] = kWgrad && row < row_end && column < p.n ? static_cast<const float*>(c)[row * p.c_m + column] : 0.0f;
+            sum[i][j] = kWgrad && row < row_end && column < p.n ? static_cast<const float*>(c)[row * c_row + column] : 0.0f;
         }
     fetch(k_begin);
     for (int64_t k0 = k_begin; k0 < k_end; k0 += kDepth) {
@@ -142,7 +149,7 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
 #pragma unroll
         for (int j = 0; j < kMicro; ++j) {
             const int64_t row = row_begin + place(ty, i), column = column_begin + place(tx, j);
-            if (row < row_end && column < p.n) store(c, p.c_type, c_base + row * p.c_m + column, sum[i][j]);
+            if (row < row_end && column < p.n) store(c, p.c_type, c_base + row * c_row + column, sum[i][j]);
         }
 }
 

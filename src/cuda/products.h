@@ -19,6 +19,7 @@ constexpr int kMaxGroups = 128;
 struct GroupTable {
     void* matrix[kMaxGroups];         // the stored weight (forward, dgrad) or the gradient (wgrad)
     const float* scales[kMaxGroups];  // of FP8 blocks
+    int64_t row[kMaxGroups];          // elements from one stored row to the next
     int32_t first_row[kMaxGroups];    // where the stored weight begins in the grid of scales
 };
 
@@ -29,7 +30,7 @@ struct Product {
     int64_t a_m = 0, a_k = 0;  // strides in elements
     const void* b = nullptr;   // wgrad only: x
     DType b_type = DType::kF32;
-    int64_t b_n = 0, b_k = 0;
+    int64_t b_row = 0;
     void* c = nullptr;  // not for wgrad
     DType c_type = DType::kF32;
     int64_t c_m = 0;  // c_n = 1
