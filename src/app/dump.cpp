@@ -181,7 +181,7 @@ private:
     void gradients() {
         Arena memory("gradients", [this](int64_t bytes) { return model_.ops().allocate(bytes); });
         model_.model().visit([&](const std::string&, Param& param) {
-            param.grad = param.allocate(memory, cx_.ops.compute_dtype());
+            param.grad = param.allocate(memory, cx_.ops.precise_dtype());
             cx_.ops.fill(param.grad, 0);
         });
         std::vector<int32_t> targets(ids_.size(), -1);
@@ -192,7 +192,7 @@ private:
         const int64_t n = sequences_ * length_;
         DeepSeek::Saved saved;
         const Tensor hidden = model_.model().forward(cx_, whole_batch(true), nullptr, &saved);
-        const Tensor loss = cx_.empty({n}, true), dhidden = cx_.empty({n, hidden.dim(1)}, true);
+        const Tensor loss = cx_.empty_precise({n}, true), dhidden = cx_.empty({n, hidden.dim(1)}, true);
         model_.model().head().loss_and_gradient(cx_, loss, dhidden, hidden, cx_.ints(targets, true), 1 / count);
         model_.model().backward(cx_, dhidden, saved);
         std::vector<float> rows(static_cast<size_t>(n));

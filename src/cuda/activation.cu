@@ -34,9 +34,8 @@ void swiglu_backward(cudaStream_t stream, const Tensor& dgate, const Tensor& dup
     });
 }
 
-template <class T>
 __global__ void __launch_bounds__(256)
-    cross_entropy_kernel(float* loss, Rows<T> logits, const int32_t* targets, int64_t vocab, int* fault) {
+    cross_entropy_kernel(float* loss, Rows<float> logits, const int32_t* targets, int64_t vocab, int* fault) {
     __shared__ float space[8];
     const int32_t target = targets[blockIdx.x];
     if (target < 0 || target >= vocab) {
@@ -44,17 +43,19 @@ __global__ void __launch_bounds__(256)
         if (target >= vocab) *fault = kTarget;
         return;
     }
-    const T* z = logits.at(blockIdx.x);
-    const RowSoftmax row = softmax_of([z](int64_t c) { return widen(z[c]); }, vocab, space);
+    const float* z = logits.at(blockIdx.x);
+    const RowSoftmax row = softmax_of([z](int64_t c) { return z[c]; }, vocab, space);
     // log s is added to the small difference, not to the large maximum.
     if (threadIdx.x == 0)
-        loss[blockIdx.x] =
-            static_cast<float>(log(static_cast<double>(row.sum)) + (static_cast<double>(row.top) - widen(z[target])));
+        loss[blockIdx.x] = static_cast<float>(log(static_cast<double>(row.sum)) +
+                                              (static_cast<double>(row.top) - static_cast<double>(z[target])));
 }
 
+// dlogits may be of the compute type, or logits itself: a thread reads what it then writes.
 template <class T>
-__global__ void __launch_bounds__(256) cross_entropy_backward_kernel(Rows<T> dlogits, Rows<T> logits, const int32_t* targets,
-                                                                     int64_t vocab, float scale, int* fault) {
+__global__ void __launch_bounds__(256)
+    cross_entropy_backward_kernel(Rows<T> dlogits, Rows<float> logits, const int32_t* targets, int64_t vocab, float scale,
+                                  int* fault) {
     __shared__ float space[8];
     const int32_t target = targets[blockIdx.x];
     T* dz = dlogits.at(blockIdx.x);
@@ -63,15 +64,15 @@ __global__ void __launch_bounds__(256) cross_entropy_backward_kernel(Rows<T> dlo
         if (target >= vocab) *fault = kTarget;
         return;
     }
-    const T* z = logits.at(blockIdx.x);
-    const RowSoftmax row = softmax_of([z](int64_t c) { return widen(z[c]); }, vocab, space);
+    const float* z = logits.at(blockIdx.x);
+    const RowSoftmax row = softmax_of([z](int64_t c) { return z[c]; }, vocab, space);
     const float factor = scale / row.sum;
     for (int64_t c = threadIdx.x; c < vocab; c += 256)
-        dz[c] = narrow<T>(factor * expf(widen(z[c]) - row.top) - (c == target ? scale : 0.0f));
+        dz[c] = narrow<T>(factor * expf(z[c] - row.top) - (c == target ? scale : 0.0f));
 }
 
 int64_t check_cross_entropy(const char* op, const Tensor& logits, const Tensor& targets) {
-    check_tensor(op, "logits", logits, {kAny, kAny});
+    check_tensor(op, "logits", logits, DType::kF32, {kAny, kAny});
     check_tensor(op, "targets", targets, DType::kI32, {logits.dim(0)});
     return logits.dim(1);
 }
@@ -120,20 +121,18 @@ void CudaOps::cross_entropy(const Tensor& loss, const Tensor& logits, const Tens
     const int64_t n = logits.dim(0), vocab = cuda::check_cross_entropy("cross_entropy", logits, targets);
     check_tensor("cross_entropy", "loss", loss, DType::kF32, {n});
     if (n == 0) return;
-    cuda::with_activation("cross_entropy", logits.dtype, [&](auto type) {
-        cuda::cross_entropy_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
-            loss.as<float>(), cuda::Rows<decltype(type)>(logits), targets.as<int32_t>(), vocab, fault_.device());
-    });
+    cuda::cross_entropy_kernel<<<static_cast<unsigned>(n), 256, 0, stream_>>>(loss.as<float>(), cuda::Rows<float>(logits),
+                                                                              targets.as<int32_t>(), vocab, fault_.device());
     cuda::check_launch("cross_entropy");
 }
 
 void CudaOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits, const Tensor& targets, double scale) {
     const int64_t n = logits.dim(0), vocab = cuda::check_cross_entropy("cross_entropy_backward", logits, targets);
-    check_tensor("cross_entropy_backward", "dlogits", dlogits, logits.dtype, {n, vocab});
+    check_tensor("cross_entropy_backward", "dlogits", dlogits, {n, vocab});
     if (n == 0) return;
-    cuda::with_activation("cross_entropy_backward", logits.dtype, [&](auto type) {
+    cuda::with_activation("cross_entropy_backward", dlogits.dtype, [&](auto type) {
         cuda::cross_entropy_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
-            cuda::Rows<decltype(type)>(dlogits), cuda::Rows<decltype(type)>(logits), targets.as<int32_t>(), vocab,
+            cuda::Rows<decltype(type)>(dlogits), cuda::Rows<float>(logits), targets.as<int32_t>(), vocab,
             static_cast<float>(scale), fault_.device());
     });
     cuda::check_launch("cross_entropy_backward");

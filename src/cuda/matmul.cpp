@@ -1,5 +1,6 @@
 // The matrix products of the instruction set: their arguments checked, put as products.h wants them, in groups of kMaxGroups.
 #include <fmt/format.h>
+#include <algorithm>
 
 #include "cuda/cuda_ops.h"
 #include "cuda/products.h"
@@ -98,9 +99,40 @@ void put(GroupTable& table, size_t at, const Tensor& dw) {
     table.row[at] = dw.stride[0];
 }
 
+// Where products run, and whether only the exact definition will do.
+struct Where {
+    cudaStream_t stream;
+    Workspace& workspace;
+    bool exact;  // activations are f32
+};
+
+// Into how many parts the sum over k of a wgrad is cut, so that a small gradient keeps the whole GPU busy. From the shape
+// alone.
+int splits_of(const Product& p, bool exact) {
+    if (exact || p.form != ProductForm::kWgrad || p.offsets != nullptr || p.groups != 1) return 1;
+    constexpr int64_t kBlocks = 132, kTile = 128, kLeast = 256, kMost = 64;
+    const int64_t tiles = std::max<int64_t>(ceil_div(p.m, kTile) * ceil_div(p.n, kTile), 1);
+    return static_cast<int>(std::clamp<int64_t>(std::min(ceil_div(kBlocks, tiles), p.k / kLeast), 1, kMost));
+}
+
+void run_table(const Where& where, const char* op, const Product& p, const GroupTable& table) {
+    const int splits = splits_of(p, where.exact);
+    float* partial = nullptr;
+    if (splits > 1) {
+        where.workspace.begin(splits * p.m * p.n * 4);
+        partial = where.workspace.take<float>(splits * p.m * p.n);
+    }
+    if (!where.exact && suits_tensor_cores(p, table)) {
+        run_tensor_product(where.stream, op, p, table, partial, splits);
+    } else {
+        run_chain_product(where.stream, op, p, table, partial, splits);
+    }
+    if (splits > 1) add_splits(where.stream, op, p, table, partial, splits);
+}
+
 // Runs `product` over all groups, a table's worth at a time.
 template <class T>
-void run(cudaStream_t stream, const char* op, Product product, std::span<const T> matrices) {
+void run(const Where& where, const char* op, Product product, std::span<const T> matrices) {
     const Product all = product;
     for (size_t first = 0; first < matrices.size(); first += kMaxGroups) {
         GroupTable table{};
@@ -111,21 +143,21 @@ void run(cudaStream_t stream, const char* op, Product product, std::span<const T
         product.a = static_cast<const std::byte*>(all.a) + static_cast<int64_t>(first) * all.a_group * size_of(all.a_type);
         if (all.c != nullptr)
             product.c = static_cast<std::byte*>(all.c) + static_cast<int64_t>(first) * all.c_group * size_of(all.c_type);
-        run_chain_product(stream, op, product, table);
+        run_table(where, op, product, table);
     }
 }
 
-void by_expert(cudaStream_t stream, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
+void by_expert(const Where& where, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
                std::span<const Weight> w, const Tensor& offsets) {
     check_activation(c, 2, op);
     check_activation(a, 2, op);
     check_offsets(offsets, w.size(), op);
     Product p = with_weights(form, c, a, w, op);
     p.offsets = offsets.as<int32_t>();
-    run(stream, op, p, w);
+    run(where, op, p, w);
 }
 
-void by_head(cudaStream_t stream, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
+void by_head(const Where& where, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
              std::span<const Weight> w) {
     check_activation(c, 3, op);
     check_activation(a, 3, op);
@@ -135,7 +167,7 @@ void by_head(cudaStream_t stream, const char* op, ProductForm form, const Tensor
     Product p = with_weights(form, c, a, w, op);
     p.a_group = a.stride[1];
     p.c_group = c.stride[1];
-    run(stream, op, p, w);
+    run(where, op, p, w);
 }
 
 }  // namespace
@@ -145,42 +177,47 @@ void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     cuda::check_activation(y, 2, "matmul");
     cuda::check_activation(x, 2, "matmul");
     const std::span one(&w, 1);
-    cuda::run(stream_, "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
+    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "matmul",
+              cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
 }
 
 void CudaOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) {
     cuda::check_activation(dx, 2, "matmul_dgrad");
     cuda::check_activation(dy, 2, "matmul_dgrad");
     const std::span one(&w, 1);
-    cuda::run(stream_, "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"), one);
+    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "matmul_dgrad",
+              cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"), one);
 }
 
 void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
     const std::span one(&dw, 1);
-    cuda::run(stream_, "matmul_wgrad", cuda::into_gradients(one, dy, x, "matmul_wgrad"), one);
+    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "matmul_wgrad",
+              cuda::into_gradients(one, dy, x, "matmul_wgrad"), one);
 }
 
 void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
-    cuda::by_expert(stream_, "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
+    cuda::by_expert({stream_, workspace_, compute_ == DType::kF32}, "grouped_matmul", cuda::ProductForm::kForward, y, x, w,
+                    offsets);
 }
 
 void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
-    cuda::by_expert(stream_, "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
+    cuda::by_expert({stream_, workspace_, compute_ == DType::kF32}, "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w,
+                    offsets);
 }
 
 void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
     cuda::Product p = cuda::into_gradients(dw, dy, x, "grouped_wgrad");
     cuda::check_offsets(offsets, dw.size(), "grouped_wgrad");
     p.offsets = offsets.as<int32_t>();
-    cuda::run(stream_, "grouped_wgrad", p, dw);
+    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "grouped_wgrad", p, dw);
 }
 
 void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {
-    cuda::by_head(stream_, "batched_matmul", cuda::ProductForm::kForward, y, x, w);
+    cuda::by_head({stream_, workspace_, compute_ == DType::kF32}, "batched_matmul", cuda::ProductForm::kForward, y, x, w);
 }
 
 void CudaOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) {
-    cuda::by_head(stream_, "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
+    cuda::by_head({stream_, workspace_, compute_ == DType::kF32}, "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
 }
 
 }  // namespace fathom

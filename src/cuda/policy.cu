@@ -64,14 +64,15 @@ __global__ void __launch_bounds__(256) logprob_kernel(float* logprob, float* ent
     if (threadIdx.x == 0) entropy[row] = static_cast<float>(sum);
 }
 
+template <class T>
 __global__ void __launch_bounds__(256)
-    logprob_backward_kernel(Rows<float> dlogits, Policy policy, const float* dlogprob, double temperature, int* fault) {
+    logprob_backward_kernel(Rows<T> dlogits, Policy policy, const float* dlogprob, double temperature, int* fault) {
     __shared__ float space[8];
     const int64_t row = blockIdx.x;
     const int32_t target = policy.targets[row];
-    float* dz = dlogits.at(row);
+    T* dz = dlogits.at(row);
     if (target < 0 || target >= policy.vocab) {
-        for (int64_t v = threadIdx.x; v < policy.vocab; v += 256) dz[v] = 0;
+        for (int64_t v = threadIdx.x; v < policy.vocab; v += 256) dz[v] = narrow<T>(0);
         if (target >= policy.vocab) *fault = kTarget;
         return;
     }
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(256)
     const double scale = static_cast<double>(dlogprob[row]) / temperature;
     const auto factor = static_cast<float>(-scale / static_cast<double>(all.sum));
     for (int64_t v = threadIdx.x; v < policy.vocab; v += 256)
-        dz[v] = factor * expf(policy(row, v) - all.top) + (v == target ? static_cast<float>(scale) : 0.0f);
+        dz[v] = narrow<T>(factor * expf(policy(row, v) - all.top) + (v == target ? static_cast<float>(scale) : 0.0f));
 }
 
 // log p_v of a row.
@@ -165,11 +166,13 @@ void CudaOps::token_logprob_backward(const Tensor& dlogits, const Tensor& logits
                                      const Tensor& dlogprob, double temperature) {
     const cuda::Policy policy = cuda::policy_of("token_logprob_backward", logits, targets, allowed, temperature);
     const int64_t n = logits.dim(0);
-    check_tensor("token_logprob_backward", "dlogits", dlogits, DType::kF32, {n, logits.dim(1)});
+    check_tensor("token_logprob_backward", "dlogits", dlogits, {n, logits.dim(1)});
     check_tensor("token_logprob_backward", "dlogprob", dlogprob, DType::kF32, {n});
     if (n == 0) return;
-    cuda::logprob_backward_kernel<<<static_cast<unsigned>(n), 256, 0, stream_>>>(
-        cuda::Rows<float>(dlogits), policy, dlogprob.as<float>(), temperature, fault_.device());
+    cuda::with_activation("token_logprob_backward", dlogits.dtype, [&](auto type) {
+        cuda::logprob_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+            cuda::Rows<decltype(type)>(dlogits), policy, dlogprob.as<float>(), temperature, fault_.device());
+    });
     cuda::check_launch("token_logprob_backward");
 }
 

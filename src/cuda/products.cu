@@ -2,47 +2,13 @@
 // matter to the bits. Blocks of 256 threads own a tile of 64 x 64 or 128 x 128, threads 4 x 4 or 8 x 8 of it; slices of 16 k go
 // through shared memory while the next ones are on their way. Any type is widened as it is loaded.
 #include "cuda/device.cuh"
+#include "cuda/find_tile.cuh"
 #include "cuda/products.h"
 
 namespace fathom::cuda {
 namespace {
 
 constexpr int kDepth = 16;
-
-// Rows of a block's tile.
-struct TileRows {
-    int group = -1;
-    int64_t begin = 0, end = 0;  // rows of the group that this tile has, counted in the whole tensor
-};
-
-// The index-th tile of kTile rows when every group starts a tile of its own. Called by all threads of a warp.
-template <int kTile>
-__device__ TileRows find_tile(const int32_t* offsets, int groups, int64_t index) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    int64_t before = 0;
-    for (int base = 0; base < groups; base += kWarp) {
-        const int g = base + lane;
-        const int32_t begin = g < groups ? offsets[g] : 0, end = g < groups ? offsets[g + 1] : 0;
-        int tiles = (end - begin + kTile - 1) / kTile, sum = tiles;
-#pragma unroll
-        for (int step = 1; step < kWarp; step *= 2) {
-            const int other = __shfl_up_sync(kAll, sum, step);
-            if (lane >= step) sum += other;
-        }
-        const unsigned found = __ballot_sync(kAll, before + sum > index);
-        if (found != 0) {
-            const int at = __ffs(static_cast<int>(found)) - 1;
-            const int64_t tile = index - before - __shfl_sync(kAll, sum - tiles, at);
-            TileRows result;
-            result.group = base + at;
-            result.begin = __shfl_sync(kAll, begin, at) + tile * kTile;
-            result.end = min(static_cast<int64_t>(__shfl_sync(kAll, end, at)), result.begin + kTile);
-            return result;
-        }
-        before += __shfl_sync(kAll, sum, kWarp - 1);
-    }
-    return {};
-}
 
 // Element (n, k) of B of one group.
 struct StoredMatrix {
@@ -62,12 +28,14 @@ struct StoredMatrix {
 };
 
 template <int kTile, bool kWgrad, bool kForward>
-__global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_constant__ GroupTable table) {
+__global__ void __launch_bounds__(256)
+    chain_kernel(Product p, const __grid_constant__ GroupTable table, float* partial, int splits) {
     constexpr int kMicro = kTile / 16, kLoads = kTile * kDepth / 256;
     __shared__ __align__(16) float a_tile[kDepth][kTile + 4];
     __shared__ __align__(16) float b_tile[kDepth][kTile + 4];
     const int thread = static_cast<int>(threadIdx.x), tx = thread % 16, ty = thread / 16;
-    int group = static_cast<int>(blockIdx.z);
+    int group = static_cast<int>(blockIdx.z) / splits;
+    const int split = static_cast<int>(blockIdx.z) % splits;
     int64_t row_begin = static_cast<int64_t>(blockIdx.y) * kTile, row_end = min(p.m, row_begin + kTile), k_begin = 0,
             k_end = p.k;
     if (p.offsets != nullptr && kWgrad) {
@@ -80,6 +48,10 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
         group = tile.group;
         row_begin = tile.begin;
         row_end = tile.end;
+    } else if (splits > 1) {
+        const int64_t each = (p.k + splits - 1) / splits;
+        k_begin = split * each;
+        k_end = min(p.k, k_begin + each);
     }
     const int64_t column_begin = static_cast<int64_t>(blockIdx.x) * kTile;
     const int64_t b_row = kWgrad ? p.b_row : table.row[group];
@@ -91,7 +63,7 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
                          p.scales_stride,
                          kWgrad ? 0 : table.first_row[group],
                          kForward};
-    const int64_t c_row = kWgrad ? table.row[group] : p.c_m;
+    const int64_t c_row = splits > 1 ? p.n : kWgrad ? table.row[group] : p.c_m;
     const int64_t a_base = p.offsets == nullptr ? group * p.a_group : 0;
 
     float a_next[kLoads], b_next[kLoads], sum[kMicro][kMicro];
@@ -110,14 +82,16 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
     };
     // Rows 4 t + i of each 64: four neighbours are one load of 16 bytes.
     const auto place = [](int t, int i) { return i / 4 * 64 + 4 * t + i % 4; };
-    void* const c = kWgrad ? table.matrix[group] : p.c;
-    const int64_t c_base = p.offsets == nullptr ? group * p.c_group : 0;
+    void* const c = kWgrad ? (splits > 1 ? partial : table.matrix[group]) : p.c;
+    const int64_t c_base = splits > 1 ? split * p.m * p.n : p.offsets == nullptr ? group * p.c_group : 0;
 #pragma unroll
     for (int i = 0; i < kMicro; ++i)
 #pragma unroll
         for (int j = 0; j < kMicro; ++j) {
             const int64_t row = row_begin + place(ty, i), column = column_begin + place(tx, j);
-            sum[i][j] = kWgrad && row < row_end && column < p.n ? static_cast<const float*>(c)[row * c_row + column] : 0.0f;
+            sum[i][j] = kWgrad && splits == 1 && row < row_end && column < p.n
+                            ? static_cast<const float*>(c)[row * c_row + column]
+                            : 0.0f;
         }
     fetch(k_begin);
     for (int64_t k0 = k_begin; k0 < k_end; k0 += kDepth) {
@@ -155,38 +129,50 @@ __global__ void __launch_bounds__(256) chain_kernel(Product p, const __grid_cons
 
 // Large tiles where there are enough of them to fill the GPU.
 template <bool kWgrad, bool kForward>
-void launch(cudaStream_t stream, const Product& p, const GroupTable& table) {
+void launch(cudaStream_t stream, const Product& p, const GroupTable& table, float* partial, int splits) {
     const bool by_rows = p.offsets != nullptr && !kWgrad;
     const auto grid = [&](int64_t tile) {
         const int64_t row_tiles = by_rows ? ceil_div(p.m, tile) + p.groups : ceil_div(p.m, tile);
         return dim3(static_cast<unsigned>(ceil_div(p.n, tile)), static_cast<unsigned>(row_tiles),
-                    by_rows ? 1u : static_cast<unsigned>(p.groups));
+                    by_rows ? 1u : static_cast<unsigned>(p.groups * splits));
     };
     const dim3 large = grid(128);
     constexpr int64_t kEnough = 200;
     if (p.n >= 96 && p.m >= 96 && int64_t{large.x} * large.y * large.z >= kEnough && (!by_rows || p.m / p.groups >= 96)) {
-        chain_kernel<128, kWgrad, kForward><<<large, 256, 0, stream>>>(p, table);
+        chain_kernel<128, kWgrad, kForward><<<large, 256, 0, stream>>>(p, table, partial, splits);
     } else {
-        chain_kernel<64, kWgrad, kForward><<<grid(64), 256, 0, stream>>>(p, table);
+        chain_kernel<64, kWgrad, kForward><<<grid(64), 256, 0, stream>>>(p, table, partial, splits);
     }
 }
 
 }  // namespace
 
-void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table) {
+void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, float* partial,
+                       int splits) {
     if (product.m == 0 || product.n == 0) return;
     switch (product.form) {
         case ProductForm::kForward:
-            launch<false, true>(stream, product, table);
+            launch<false, true>(stream, product, table, partial, splits);
             break;
         case ProductForm::kDgrad:
-            launch<false, false>(stream, product, table);
+            launch<false, false>(stream, product, table, partial, splits);
             break;
         case ProductForm::kWgrad:
-            launch<true, false>(stream, product, table);
+            launch<true, false>(stream, product, table, partial, splits);
             break;
     }
     check_launch(op);
+}
+
+void add_splits(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, const float* partial,
+                int splits) {
+    auto* const dw = static_cast<float*>(table.matrix[0]);
+    const int64_t row = table.row[0], n = product.n, size = product.m * product.n;
+    loop(stream, op, product.m, n, [=] __device__(int64_t i, int64_t c) {
+        float sum = partial[i * n + c];
+        for (int s = 1; s < splits; ++s) sum += partial[s * size + i * n + c];
+        dw[i * row + c] += sum;
+    });
 }
 
 }  // namespace fathom::cuda

@@ -42,7 +42,18 @@ struct Product {
     int64_t a_group = 0, c_group = 0;  // heads: how far apart A and C of neighbouring groups are
 };
 
-// Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h.
-void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table);
+// Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h. With splits > 1 (wgrad
+// without offsets) part i of the sum goes to partial[i] [m, n] instead.
+void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table,
+                       float* partial = nullptr, int splits = 1);
+
+// dw += partial[0] + partial[1] + ..., in order.
+void add_splits(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, const float* partial,
+                int splits);
+
+// The same on tensor cores, for what suits them: bf16 operands whose rows begin at multiples of 16 bytes.
+[[nodiscard]] bool suits_tensor_cores(const Product& product, const GroupTable& table);
+void run_tensor_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, float* partial,
+                        int splits);
 
 }  // namespace fathom::cuda

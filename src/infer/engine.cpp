@@ -22,7 +22,7 @@ Engine::Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options)
       options_(options),
       scratch_("scratch", [&ops](int64_t bytes) { return ops.allocate(bytes); }),
       saved_("saved", [&ops](int64_t bytes) { return ops.allocate(bytes); }) {
-    check(ops.compute_dtype() == DType::kF32, "Engine: logits are read back as f32");
+    check(ops.precise_dtype() == DType::kF32, "Engine: logits are read back as f32");
     check(options_.max_batch_rows > 0 && options_.prefill_chunk > 0 && options_.max_sequences > 0,
           "Engine: batch rows, prefill chunk and sequences must be positive");
     if (options_.vocab_limit <= 0) options_.vocab_limit = model.config().vocab_size;

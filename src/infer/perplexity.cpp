@@ -27,7 +27,7 @@ PerplexityResult perplexity(const DeepSeek& model, Ops& ops, std::span<const int
         };
         const SequenceChunk window{at(begin, end), 0, form, {}};
         const Tensor hidden = model.forward(cx, make_batch(cx, std::span(&window, 1), 0, false), nullptr, nullptr);
-        const Tensor loss = cx.empty({end - begin - first});
+        const Tensor loss = cx.empty_precise({end - begin - first});
         model.head().loss(cx, loss, hidden.slice(0, first, end - begin), cx.ints(at(begin + 1 + first, end + 1)));
         std::vector<float> nll(static_cast<size_t>(loss.size()));
         ops.read_back(nll.data(), loss);

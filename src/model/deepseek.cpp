@@ -99,7 +99,7 @@ Batch DeepSeek::with_rope(Context& cx, const Batch& batch, bool keep) const {
     Batch result = batch;
     const Tensor inv_freq = (keep ? cx.saved : cx.scratch).allocate(DType::kF32, {config_.rope_dim() / 2});
     cx.ops.write(inv_freq, inv_freq_.data());
-    result.rope = cx.empty({batch.rows, config_.rope_dim()}, keep);
+    result.rope = cx.empty_precise({batch.rows, config_.rope_dim()}, keep);
     cx.ops.rope_table(result.rope, batch.positions, inv_freq, config_.rope_magnitude());
     return result;
 }

@@ -44,7 +44,7 @@ public:
         Context cx{ops_, scratch_, saved_};
         const Batch rows = make_rows(cx, batch, length);
         const Tensor hidden = model_.forward(cx, rows, nullptr, nullptr);
-        model_.head().loss(cx, cx.empty({rows.rows}), hidden, rows.tokens);
+        model_.head().loss(cx, cx.empty_precise({rows.rows}), hidden, rows.tokens);
         return result(rows.rows);
     }
 
@@ -54,11 +54,11 @@ public:
         const Batch rows = make_rows(cx, batch, length);
         DeepSeek::Saved saved;
         const Tensor hidden = model_.forward(cx, rows, nullptr, &saved);
-        const Tensor loss = cx.empty({rows.rows}, true), dhidden = cx.empty({rows.rows, hidden.dim(1)}, true);
+        const Tensor loss = cx.empty_precise({rows.rows}, true), dhidden = cx.empty({rows.rows, hidden.dim(1)}, true);
         model_.head().loss_and_gradient(cx, loss, dhidden, hidden, rows.tokens, 1);
         if (const int64_t depths = model_.config().num_nextn_predict_layers; depths > 0) {
             const std::vector<Tensor> ahead(static_cast<size_t>(depths), rows.tokens);  // only shapes matter
-            model_.mtp_loss_and_gradient(cx, cx.empty({depths, rows.rows}, true), dhidden, ahead, ahead, 1, saved);
+            model_.mtp_loss_and_gradient(cx, cx.empty_precise({depths, rows.rows}, true), dhidden, ahead, ahead, 1, saved);
         }
         model_.backward(cx, dhidden, saved);
         for (const Trained& t : trained_) {

@@ -13,6 +13,11 @@ void for_row_chunks(int64_t rows, const Body& body) {
     for (int64_t begin = 0; begin < rows; begin += kRowsPerChunk) body(begin, std::min(begin + kRowsPerChunk, rows));
 }
 
+// Where the gradient of the logits y goes: in their place, or into the compute type where that is narrower.
+Tensor gradient_of(Context& cx, const Tensor& y) {
+    return cx.ops.compute_dtype() == y.dtype ? y : cx.empty({y.dim(0), y.dim(1)});
+}
+
 }  // namespace
 
 void Head::loss(Context& cx, const Tensor& loss, const Tensor& hidden, const Tensor& targets) const {
@@ -28,11 +33,11 @@ void Head::loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhid
     for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
         const ArenaScope scope(cx.scratch);
         const Tensor x = hidden.slice(0, begin, end), t = targets.slice(0, begin, end);
-        const Tensor y = logits(cx, x);
+        const Tensor y = logits(cx, x), dy = gradient_of(cx, y);
         cx.ops.cross_entropy(loss.slice(0, begin, end), y, t);
-        cx.ops.cross_entropy_backward(y, y, t, scale);
-        cx.ops.matmul_wgrad(lm_head_.weight.grad, y, x);
-        cx.ops.matmul_dgrad(dhidden.slice(0, begin, end), y, lm_head_.weight.weight);
+        cx.ops.cross_entropy_backward(dy, y, t, scale);
+        cx.ops.matmul_wgrad(lm_head_.weight.grad, dy, x);
+        cx.ops.matmul_dgrad(dhidden.slice(0, begin, end), dy, lm_head_.weight.weight);
     });
 }
 

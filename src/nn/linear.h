@@ -31,6 +31,14 @@ struct Linear {
     return y;
 }
 
+// The same in the precise type: logits of a router or of the vocabulary.
+[[nodiscard]] inline Tensor precise_linear(Context& cx, const Tensor& x, const Linear& layer) {
+    Tensor y = cx.empty_precise({x.dim(0), layer.weight.rows});
+    cx.ops.matmul(y, x, layer.weight.weight);
+    if (layer.bias) cx.ops.add_bias(y, layer.bias->vector());
+    return y;
+}
+
 // dy [n, out], x [n, in] -> dx [n, in]; accumulates the gradients of weight and bias.
 [[nodiscard]] inline Tensor linear_backward(Context& cx, const Tensor& dy, const Tensor& x, const Linear& layer) {
     if (layer.bias) cx.ops.add_bias_backward(layer.bias->grad, dy);

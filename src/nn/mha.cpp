@@ -51,7 +51,7 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
         cx.ops.scatter_rows(page_rows(cache->states[0]), k.view({n, width}), batch.slots);
         cx.ops.scatter_rows(page_rows(cache->states[1]), v.view({n, width}), batch.slots);
     }
-    const Tensor o = cx.empty({n, h, d}, keep), lse = cx.empty({n, h}, keep);
+    const Tensor o = cx.empty({n, h, d}, keep), lse = cx.empty_precise({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
         Tensor keys = group->of(k), values = group->of(v);

@@ -63,7 +63,7 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);                             // [n, c_kv + d_r]
     if (cache != nullptr) cx.ops.scatter_rows(page_rows(cache->states[0]), c_kv, batch.slots);
 
-    const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty({n, h}, keep);
+    const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
         if (group == &batch.absorbed) {

@@ -86,7 +86,7 @@ Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* sav
 
 Tensor Moe::backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& s) const {
     const int64_t n = dy.dim(0), hidden = dy.dim(1), m = s.source.dim(0), width = s.gate.dim(1);
-    const Tensor dexpert_y = cx.empty({m, hidden}), dweights = cx.empty({n, s.slot.dim(1)});
+    const Tensor dexpert_y = cx.empty({m, hidden}), dweights = cx.empty_precise({n, s.slot.dim(1)});
     cx.ops.combine_backward(dexpert_y, dweights, dy, s.y, s.slot, s.choice.weights);
 
     const Tensor dispatched = cx.empty({m, hidden}), inner = cx.empty({m, width});  // recomputed: cheaper than kept

@@ -14,8 +14,9 @@ void Router::visit(const Names& names) {
 
 Router::Choice Router::forward(Context& cx, const Tensor& x, const Tensor& replay, bool keep) const {
     const int64_t n = x.dim(0), k = config_.num_experts_per_tok;
-    const Tensor logits = linear(cx, x, gate_);  // [n, E]
-    Choice choice{cx.empty_ints({n, k}, keep), cx.empty({n, k}, keep), cx.empty({n, config_.n_routed_experts}, keep)};
+    const Tensor logits = precise_linear(cx, x, gate_);  // [n, E]
+    Choice choice{cx.empty_ints({n, k}, keep), cx.empty_precise({n, k}, keep),
+                  cx.empty_precise({n, config_.n_routed_experts}, keep)};
     if (replay) {
         cx.ops.copy(choice.indices, replay);
         cx.ops.route_weights(choice.weights, choice.scores, logits, choice.indices, config_.rule);
@@ -30,12 +31,13 @@ Tensor Router::backward(Context& cx, const Tensor& dweights, const Tensor& x, co
     const int64_t n = x.dim(0), experts = config_.n_routed_experts;
     Tensor dscores;
     if (!balance.empty()) {
-        dscores = cx.zeros({n, experts});
+        dscores = cx.empty_precise({n, experts});
+        cx.ops.fill(dscores, 0);
         const Tensor counted = config_.correction_bias ? unbiased_choice(cx, x) : choice.indices;
         for (const BalanceLoss& loss : balance)
             cx.ops.balance_loss(balance_loss, dscores, choice.scores, counted, cu_seqlens, loss);
     }
-    const Tensor dlogits = cx.empty({n, experts});
+    const Tensor dlogits = cx.empty_precise({n, experts});
     cx.ops.route_backward(dlogits, dweights, dscores, choice.scores, choice.indices, config_.rule);
     return linear_backward(cx, dlogits, x, gate_);
 }
@@ -43,8 +45,8 @@ Tensor Router::backward(Context& cx, const Tensor& dweights, const Tensor& x, co
 // V3 eq. 18: the balance loss counts the K largest affinities themselves, without bias and groups.
 Tensor Router::unbiased_choice(Context& cx, const Tensor& x) const {
     const int64_t n = x.dim(0), k = config_.num_experts_per_tok;
-    const Tensor logits = linear(cx, x, gate_), indices = cx.empty_ints({n, k});
-    cx.ops.route(indices, cx.empty({n, k}), cx.empty({n, config_.n_routed_experts}), logits, {},
+    const Tensor logits = precise_linear(cx, x, gate_), indices = cx.empty_ints({n, k});
+    cx.ops.route(indices, cx.empty_precise({n, k}), cx.empty_precise({n, config_.n_routed_experts}), logits, {},
                  {.scoring_func = config_.rule.scoring_func});
     return indices;
 }

@@ -47,7 +47,7 @@ Trainer::Trainer(const TrainConfig& config, DeepSeek& model, Ops& ops, PackedLoa
         for (BalanceLoss& loss : moe->router().balance)
             loss.alpha /= static_cast<double>(config.training.gradient_accumulation);
         moe->statistics = {statistics_.allocate(DType::kI64, {moe->router().config().n_routed_experts}),
-                           statistics_.allocate(ops.compute_dtype(), {1})};
+                           statistics_.allocate(ops.precise_dtype(), {1})};
         ops.fill(moe->statistics.expert_load, 0);
         ops.fill(moe->statistics.balance_loss, 0);
     }
@@ -126,7 +126,7 @@ void Trainer::accumulate(Losses& losses, const TokenBatch& tokens, double mtp_la
     const Tensor targets = cx.ints(tokens.targets, true);
     DeepSeek::Saved saved;
     const Tensor hidden = model_.forward(cx, batch, nullptr, &saved);
-    const Tensor loss = cx.empty({batch.rows}, true), dhidden = cx.empty({batch.rows, hidden.dim(1)}, true);
+    const Tensor loss = cx.empty_precise({batch.rows}, true), dhidden = cx.empty({batch.rows, hidden.dim(1)}, true);
     model_.head().loss_and_gradient(cx, loss, dhidden, hidden, targets,
                                     1 / static_cast<double>(std::max<int64_t>(losses.count, 1)));
     losses.sum += sum_of(loss);
@@ -146,7 +146,7 @@ void Trainer::accumulate_mtp(Context& cx, Losses& losses, const TokenBatch& toke
         ahead.push_back(cx.ints(seen, true));
         targets.push_back(cx.ints(shifted_targets(tokens, k + 1), true));
     }
-    const Tensor loss = cx.empty({depths, n}, true);
+    const Tensor loss = cx.empty_precise({depths, n}, true);
     const double scale = lambda / static_cast<double>(depths * std::max<int64_t>(losses.mtp_count, 1));
     model_.mtp_loss_and_gradient(cx, loss, dhidden, ahead, targets, scale, saved);
     losses.mtp_sum += sum_of(loss.view({depths * n}));
@@ -187,7 +187,7 @@ std::vector<float> Trainer::token_losses(const TokenBatch& tokens) {
     scratch_.clear();
     Context cx = context();
     const Batch batch = to_batch(cx, tokens, false);
-    const Tensor hidden = model_.forward(cx, batch, nullptr, nullptr), loss = cx.empty({batch.rows});
+    const Tensor hidden = model_.forward(cx, batch, nullptr, nullptr), loss = cx.empty_precise({batch.rows});
     model_.head().loss(cx, loss, hidden, cx.ints(tokens.targets));
     return to_host(loss);
 }
