@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/file.h"
+#include "checkpoint/gguf_model.h"
 
 namespace fathom {
 namespace {
@@ -186,6 +187,7 @@ std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
 }  // namespace
 
 LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options) {
+    if (is_gguf(directory)) return load_gguf_model(directory, ops, options);
     LoadedModel loaded;
     loaded.config = ModelConfig::load(directory);
     loaded.files = std::make_unique<SafetensorsFolder>(directory);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "io/gguf.h"
 #include "io/safetensors.h"
 #include "model/deepseek.h"
 
@@ -16,18 +17,22 @@ struct LoadOptions {
     std::optional<DType> dtype;  // kF32 or kBF16: convert every matrix and norm; absent: as stored, without a copy
     bool with_mtp = false;       // also load the multi-token prediction modules, when the files have them
     bool check_nan = true;
+    // Quantized matrices as the device likes them. Without, they stay as in the file (for converting), and kv_b_proj is whole.
+    bool pack = true;
 };
 
 // Owns everything that the model's parameters point to.
 struct LoadedModel {
     ModelConfig config;
-    std::unique_ptr<SafetensorsFolder> files;
-    std::unique_ptr<Arena> weights;  // what had to be converted
+    std::unique_ptr<SafetensorsFolder> files;  // of a folder
+    std::unique_ptr<GgufFile> gguf;            // or of a GGUF file
+    std::unique_ptr<Arena> weights;            // what had to be converted
     std::unique_ptr<DeepSeek> model;
     bool has_copies = false;  // see SaveOptions::with_copies
 };
 
-// Reads config.json and the weights of `directory` (bf16, f16, f32, or FP8 e4m3 with weight_scale_inv). Throws Error{kInput}
+// Reads config.json and the weights of `directory` (bf16, f16, f32, or FP8 e4m3 with weight_scale_inv); or a GGUF file of the
+// architecture deepseek2, whose quantized matrices are computed with as they are (gguf_model.h). Throws Error{kInput}
 // with one list of all missing, unexpected and misshapen tensors, or naming a tensor that holds NaN.
 [[nodiscard]] LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options);
 

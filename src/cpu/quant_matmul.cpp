@@ -7,6 +7,7 @@
 #include "cpu/gemm.h"
 #include "cpu/quant_kernels.h"
 #include "cpu/quant_panel.h"
+#include "tensor/weight_row.h"
 
 namespace fathom {
 namespace {
@@ -128,23 +129,6 @@ void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, I
 
 // ---- decoded -------------------------------------------------------------------------------------------------------------
 
-void decode_groups_row(float* y, const Weight& w, int64_t row) {
-    const bool nibbles = w.codes.dtype == DType::kU8;
-    const int64_t n = w.in_features(), groups = w.scales.dim(1), size = n / groups;
-    const auto* codes = w.codes.as<const uint8_t>() + row * w.codes.stride[0];
-    for (int64_t g = 0; g < groups; ++g) {
-        const int64_t at = row * w.scales.stride[0] + g;
-        const float scale = w.scales.dtype == DType::kF32    ? w.scales.as<const float>()[at]
-                            : w.scales.dtype == DType::kBF16 ? static_cast<float>(w.scales.as<const BFloat16>()[at])
-                                                             : static_cast<float>(w.scales.as<const Float16>()[at]);
-        const int zero = w.zeros ? w.zeros.as<const uint8_t>()[row * w.zeros.stride[0] + g] : nibbles ? 8 : 0;
-        for (int64_t k = g * size; k < (g + 1) * size; ++k) {
-            const int code = nibbles ? (codes[k / 2] >> (k % 2 * 4)) & 15 : static_cast<int8_t>(codes[k]);
-            y[k] = scale * static_cast<float>(code - zero);
-        }
-    }
-}
-
 // Lanes [first, last) of a panel, `stride` floats apart.
 void decode_panel_rows(float* y, int64_t stride, const Weight& w, int64_t panel, int64_t first, int64_t last) {
     const int64_t steps = w.in_features() / kPanelStep;
@@ -205,16 +189,8 @@ const QuantKernels& quant_kernels_of(bool avx512) {
 }
 
 void decode_weight_row(float* y, const Weight& w, int64_t row) {
-    switch (w.scheme) {
-        case Scheme::kBlocks:
-            return decode_blocks(w.block, w.codes.as<const uint8_t>() + row * w.codes.stride[0], y, w.in_features());
-        case Scheme::kGroups:
-            return decode_groups_row(y, w, row);
-        case Scheme::kPanels:
-            return decode_panel_rows(y, 0, w, row / kPanelLanes, row % kPanelLanes, row % kPanelLanes + 1);
-        default:
-            check(false, "decode_weight_row: not a quantized weight");
-    }
+    if (w.scheme != Scheme::kPanels) return decode_row(y, w, row);
+    decode_panel_rows(y, 0, w, row / kPanelLanes, row % kPanelLanes, row % kPanelLanes + 1);
 }
 
 void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch) {

@@ -1,0 +1,181 @@
+#include "checkpoint/gguf_model.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/mman.h>
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "checkpoint/gguf_names.h"
+#include "tensor/weight_row.h"
+
+namespace fathom {
+namespace {
+
+constexpr uintptr_t kPage = 4096;
+
+// The file's pages that lie wholly inside need not stay in memory once their content has been packed elsewhere.
+void release_pages(const GgufTensor& tensor) {
+    const auto begin = reinterpret_cast<uintptr_t>(tensor.data), end = begin + static_cast<uintptr_t>(tensor.bytes);
+    const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
+// Numbers as `dtype` on the host.
+void store(std::byte* to, DType dtype, int64_t index, float value) {
+    if (dtype == DType::kF32)
+        reinterpret_cast<float*>(to)[index] = value;
+    else if (dtype == DType::kF16)
+        reinterpret_cast<Float16*>(to)[index] = Float16(value);
+    else
+        reinterpret_cast<BFloat16*>(to)[index] = BFloat16(value);
+}
+
+class GgufLoader {
+public:
+    GgufLoader(LoadedModel& loaded, Ops& ops, const LoadOptions& options)
+        : loaded_(loaded),
+          file_(loaded.gguf->view()),
+          ops_(ops),
+          dtype_(options.dtype),
+          pack_(options.pack) {
+        if (!dtype_ && !ops.sees_host_memory()) dtype_ = DType::kBF16;
+    }
+
+    void run() {
+        const GgufTensor* keys = file_.find("blk.0.attn_k_b.weight");
+        if (keys != nullptr && keys->block != BlockType::kNone && !dtype_ && pack_) loaded_.model->split_kv_b();
+        loaded_.model->visit([this](const std::string& name, Param& param) { bind(name, param); });
+        if (!problems_.empty()) throw Error(ErrorKind::kInput, summary());
+    }
+
+private:
+    LoadedModel& loaded_;
+    const GgufView& file_;
+    Ops& ops_;
+    std::optional<DType> dtype_;
+    bool pack_;
+    std::map<std::string, Weight> packed_;  // tensors that several parameters share: one per matrix of experts
+    std::vector<std::string> problems_;
+
+    void bind(const std::string& name, Param& param) {
+        const auto place = gguf_place(name);
+        if (!place) return problems_.push_back("no place in GGUF for " + name);
+        if (name.ends_with("kv_b_proj.weight") && file_.find(place->name) == nullptr) return merge_kv_b(place->name, param);
+        const GgufTensor* tensor = file_.find(place->name);
+        if (tensor == nullptr) return problems_.push_back("missing " + place->name);
+        const int64_t experts = place->expert < 0 ? 1 : loaded_.config.n_routed_experts;
+        const bool fits = param.is_matrix()
+                              ? tensor->rows() == experts * param.rows && tensor->columns() == param.cols
+                              : tensor->rows() == 1 && tensor->columns() == param.rows && tensor->block == BlockType::kNone;
+        if (!fits) {
+            return problems_.push_back(fmt::format(
+                "{} is {}[{}], the metadata ask for {}", place->name, tensor->type_name(), fmt::join(tensor->shape, ", "),
+                param.is_matrix() ? fmt::format("{} x [{}, {}]", experts, param.rows, param.cols)
+                                  : fmt::format("[{}]", param.rows)));
+        }
+        const int64_t first = std::max<int64_t>(place->expert, 0) * param.rows;
+        param.weight = weight_of(*tensor, first, param);
+    }
+
+    // Rows from `first` on as the device wants them: as they lie in the file, packed, or converted.
+    Weight weight_of(const GgufTensor& tensor, int64_t first, const Param& param) {
+        const bool f32_always = param.kind == ParamKind::kRouterBias;
+        const DType wanted = f32_always ? DType::kF32 : dtype_.value_or(tensor.dtype);
+        if (wanted != tensor.dtype || !ops_.sees_host_memory()) return converted(tensor, first, param, wanted);
+        if (!param.is_matrix()) return {Tensor(tensor.data, tensor.dtype, {param.rows})};
+        if (tensor.block == BlockType::kNone) return tensor.matrix().rows(first, first + param.rows);
+        return packed(tensor, param).rows(first, first + param.rows);
+    }
+
+    // The whole tensor, packed when its matrices can be cut from it again. A table that is only looked up stays as it is.
+    const Weight& packed(const GgufTensor& tensor, const Param& param) {
+        const auto found = packed_.find(tensor.name);
+        if (found != packed_.end()) return found->second;
+        Weight weight = tensor.matrix();
+        const bool table_only = tensor.name == "token_embd.weight" && !loaded_.config.tie_word_embeddings;
+        if (pack_ && param.rows % Weight::kPanelRows == 0 && !table_only) {
+            const Weight result = ops_.pack(weight, *loaded_.weights);
+            if (result.codes.data != weight.codes.data) release_pages(tensor);
+            weight = result;
+        }
+        return packed_.emplace(tensor.name, weight).first->second;
+    }
+
+    Weight converted(const GgufTensor& tensor, int64_t first, const Param& param, DType wanted) {
+        const DType dtype = wanted == DType::kU8 ? DType::kBF16 : wanted;
+        const Tensor result = param.allocate(*loaded_.weights, dtype);
+        const int64_t columns = tensor.columns(), rows = param.is_matrix() ? param.rows : 1;
+        const Buffer host = Buffer::host(result.bytes());
+        std::vector<float> row(static_cast<size_t>(columns));
+        const Weight whole = tensor.matrix();
+        for (int64_t i = 0; i < rows; ++i) {
+            decode_row(row.data(), whole, first + i);
+            for (int64_t j = 0; j < columns; ++j)
+                store(static_cast<std::byte*>(host.data()), dtype, i * columns + j, row[static_cast<size_t>(j)]);
+        }
+        ops_.write(result, host.data());
+        return {result};
+    }
+
+    // kv_b_proj [h (d_n + d_v), c_kv] from k_b, per head [c_kv, d_n], and v_b, per head [d_v, c_kv].
+    void merge_kv_b(std::string name, Param& param) {
+        const auto& c = loaded_.config;
+        const int64_t h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_v = c.v_head_dim, rank = c.kv_lora_rank;
+        const std::string stem = name.substr(0, name.size() - std::string_view("kv_b.weight").size());
+        const GgufTensor *k = file_.find(stem + "k_b.weight"), *v = file_.find(stem + "v_b.weight");
+        if (k == nullptr || v == nullptr)
+            return problems_.push_back(fmt::format("missing {} (or {}k_b and {}v_b)", name, stem, stem));
+        if (k->rows() != h * rank || k->columns() != d_n || v->rows() != h * d_v || v->columns() != rank)
+            return problems_.push_back(
+                fmt::format("{}k_b and {}v_b do not have the shapes that the metadata ask for", stem, stem));
+        const DType dtype = dtype_.value_or(k->block == BlockType::kNone ? k->dtype : DType::kBF16);
+        const Tensor result = param.allocate(*loaded_.weights, dtype);
+        const Buffer host = Buffer::host(result.bytes());
+        auto* to = static_cast<std::byte*>(host.data());
+        std::vector<float> row(static_cast<size_t>(std::max(rank, d_n)));
+        const Weight keys = k->matrix(), values = v->matrix();
+        for (int64_t j = 0; j < h; ++j) {
+            for (int64_t i = 0; i < rank; ++i) {
+                decode_row(row.data(), keys, j * rank + i);
+                for (int64_t d = 0; d < d_n; ++d)
+                    store(to, dtype, (j * (d_n + d_v) + d) * rank + i, row[static_cast<size_t>(d)]);
+            }
+            for (int64_t d = 0; d < d_v; ++d) {
+                decode_row(row.data(), values, j * d_v + d);
+                for (int64_t i = 0; i < rank; ++i)
+                    store(to, dtype, (j * (d_n + d_v) + d_n + d) * rank + i, row[static_cast<size_t>(i)]);
+            }
+        }
+        ops_.write(result, host.data());
+        param.weight = result;
+    }
+
+    [[nodiscard]] std::string summary() const {
+        constexpr size_t kShown = 12;
+        const auto shown = std::span(problems_).first(std::min(kShown, problems_.size()));
+        return fmt::format("the tensors do not fit the metadata ({} problem{}):\n  {}{}", problems_.size(),
+                           problems_.size() == 1 ? "" : "s", fmt::join(shown, "\n  "),
+                           problems_.size() > kShown ? fmt::format("\n  and {} more", problems_.size() - kShown) : "");
+    }
+};
+
+}  // namespace
+
+LoadedModel load_gguf_model(const std::filesystem::path& file, Ops& ops, const LoadOptions& options) {
+    LoadedModel loaded;
+    loaded.gguf = std::make_unique<GgufFile>(file);
+    try {
+        loaded.config = config_of_gguf(loaded.gguf->view());
+        if (options.dtype) loaded.config.torch_dtype = *options.dtype == DType::kF32 ? "float32" : "bfloat16";
+        loaded.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
+        loaded.model = std::make_unique<DeepSeek>(loaded.config);
+        GgufLoader(loaded, ops, options).run();
+    } catch (const Error& error) {
+        throw error.within(file.string());
+    }
+    return loaded;
+}
+
+}  // namespace fathom
