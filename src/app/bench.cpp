@@ -104,7 +104,7 @@ void declare(CLI::App& verb, BenchOptions& o) {
         ->required()
         ->type_name("RUN")
         ->check(CLI::IsMember({"decode", "prefill", "train"}));
-    verb.add_option("model", o.model, "a Hugging Face model folder")->type_name("MODEL");
+    verb.add_option("model", o.model, "a Hugging Face model folder, or a GGUF file")->type_name("MODEL");
     verb.add_option("--random-config", o.random_config,
                     "instead of MODEL: config.json or a training configuration; weights are drawn at random")
         ->type_name("FILE");

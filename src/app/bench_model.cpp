@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kTable = int64_t{1} << 20;  // normal numbers that weights are cut from
 constexpr double kStd = 0.02;
 
-int64_t stored_bytes(const Weight& weight) { return weight.codes.bytes() + weight.scales.bytes(); }
 
 template <class T>
 std::vector<T> normal_table() {
@@ -79,21 +78,25 @@ void BenchModel::count_bytes() {
         const size_t expert = name.find(".experts.");
         if (expert == std::string::npos) {
             const bool table_only = name == "model.embed_tokens.weight" && !config().tie_word_embeddings;
-            if (!table_only) dense_bytes_ += stored_bytes(param.weight);
+            if (!table_only) dense_bytes_ += param.weight.bytes();
             return;
         }
         const std::string prefix = name.substr(0, name.find('.', expert + std::string_view(".experts.").size()));
         if (first.empty()) first = prefix;
-        if (prefix == first) expert_bytes_ += stored_bytes(param.weight);
+        if (prefix == first) expert_bytes_ += param.weight.bytes();
     });
 }
 
 std::string BenchModel::dtype() const {
-    DType dtype = DType::kF32;
-    loaded_.model->visit([&](const std::string&, Param& param) {
-        if (param.is_matrix()) dtype = param.weight.codes.dtype;
+    // The experts' type where there are some: the bulk of the model.
+    std::string name;
+    bool expert = false;
+    loaded_.model->visit([&](const std::string& parameter, Param& param) {
+        if (!param.is_matrix() || expert) return;
+        expert = parameter.find(".experts.") != std::string::npos;
+        name = param.weight.block == BlockType::kNone ? name_of(param.weight.codes.dtype) : traits_of(param.weight.block).name;
     });
-    return std::string(name_of(dtype));
+    return name;
 }
 
 void ExpertCounter::operator()(std::span<const Routing> routing) {

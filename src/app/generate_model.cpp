@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "io/gguf_tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -25,6 +26,13 @@ Json read_settings(const fs::path& path) {
     return json;
 }
 
+// Settings that a GGUF file keeps itself, in the form that folders have them.
+Json tokenizer_settings(const LoadedModel& loaded, const fs::path& folder) {
+    if (!loaded.gguf) return read_settings(folder / "tokenizer_config.json");
+    const auto add = loaded.gguf->view().boolean("tokenizer.ggml.add_bos_token");
+    return add ? Json{{"add_bos_token", *add}} : Json::object();
+}
+
 bool has_tokenizer(const fs::path& folder) {
     return fs::exists(folder / "tokenizer.json") || fs::exists(folder / "tiktoken.model");
 }
@@ -32,7 +40,7 @@ bool has_tokenizer(const fs::path& folder) {
 }  // namespace
 
 void ModelOptions::declare(CLI::App& verb) {
-    verb.add_option("model", model, "a Hugging Face model folder")->required()->type_name("MODEL");
+    verb.add_option("model", model, "a Hugging Face model folder, or a GGUF file")->required()->type_name("MODEL");
     verb.add_option("--dtype", dtype, "hold the weights as f32 or bf16; auto: as stored")
         ->type_name("TYPE")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}));
@@ -88,16 +96,19 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
     : options_(options),
       deterministic_(globals.deterministic),
       device_(globals),
-      loaded_(load_model(options.model, device_.ops(), {.dtype = options.weights_dtype()})) {
+      loaded_(load_model(options.model, device_.ops(), {.dtype = options.weights_dtype(), .pack = options.pack})) {
     if (text == Text::kNo) return;
-    if (!has_tokenizer(options.model)) {
+    if (loaded_.gguf) {
+        const TokenizerFiles files = tokenizer_files_of_gguf(loaded_.gguf->view());
+        tokenizer_ = Tokenizer::from_json(files.tokenizer_json, files.tokenizer_config);
+    } else if (!has_tokenizer(options.model)) {
         if (text == Text::kWanted) return;
         throw Error(ErrorKind::kInput,
                     fmt::format("{}: no tokenizer.json or tiktoken.model there: put the model's tokenizer into the folder, or "
                                 "give token ids with fathom generate --prompt-ids",
                                 options.model));
     }
-    tokenizer_ = Tokenizer::load(options.model);
+    if (!tokenizer_) tokenizer_ = Tokenizer::load(options.model);
     check_vocabulary();
     bos_ = find_bos();
 }
@@ -110,7 +121,7 @@ void OpenModel::check_vocabulary() const {
 }
 
 std::optional<int32_t> OpenModel::find_bos() const {
-    const Json settings = read_settings(fs::path(options_.model) / "tokenizer_config.json");
+    const Json settings = tokenizer_settings(loaded_, options_.model);
     const auto key = settings.find("add_bos_token");
     const bool add = key != settings.end() && key->is_boolean() ? key->get<bool>() : config().bos_token_id.has_value();
     if (!add) return std::nullopt;

@@ -20,6 +20,7 @@ struct ModelOptions {
     std::string model;
     std::string dtype = "auto";
     std::string cache_type = "f32";
+    bool pack = true;  // LoadOptions::pack
 
     // MODEL, --dtype and --cache-type.
     void declare(CLI::App& verb);
@@ -52,6 +53,8 @@ public:
     [[nodiscard]] const ModelConfig& config() const { return loaded_.config; }
     [[nodiscard]] DeepSeek& model() { return *loaded_.model; }
     [[nodiscard]] Ops& ops() { return device_.ops(); }
+    [[nodiscard]] Device& device() { return device_; }
+    [[nodiscard]] const GgufView* gguf() const { return loaded_.gguf ? &loaded_.gguf->view() : nullptr; }  // nullptr: a folder
     [[nodiscard]] const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
 
     // Text to ids. BOS is put in front when the text does not begin with it and tokenizer_config.json says add_bos_token; a

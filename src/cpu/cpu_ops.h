@@ -12,7 +12,7 @@ enum class Isa : uint8_t;
 struct Kernels;  // cpu/kernels.h
 
 // Tensors are host memory. Calls return when the work is done; one caller at a time (the pool's rule).
-class CpuOps final : public Ops {
+class CpuOps : public Ops {
 public:
     explicit CpuOps(ThreadPool& pool);           // the best instruction set this machine has (cpu/isa.h)
     explicit CpuOps(ThreadPool& pool, Isa isa);  // tests: this one
