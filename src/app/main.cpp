@@ -34,6 +34,7 @@ constexpr Verb kVerbs[] = {
     {"Data", add_tokenizer},
     {"Train", add_train},
     {"Data", add_convert},
+    {"Data", add_quantize},
     {"Look", add_inspect},
     {"Look", add_plan},
     {"Look", add_eval},

@@ -35,6 +35,7 @@ void add_chat(CLI::App& app, Globals& globals);
 void add_eval(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
 void add_convert(CLI::App& app, Globals& globals);
+void add_quantize(CLI::App& app, Globals& globals);
 void add_bench(CLI::App& app, Globals& globals);
 void add_inspect(CLI::App& app, Globals& globals);
 void add_plan(CLI::App& app, Globals& globals);
