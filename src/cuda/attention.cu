@@ -89,12 +89,12 @@ __global__ void __launch_bounds__(256) attention_kernel(const __grid_constant__ 
     }
 }
 
+}  // namespace
+
 HeadRows head_rows(const Tensor& x) {
     if (!x) return {};
     return {x.data, x.dtype, x.stride[0], x.rank > 2 ? x.stride[1] : 0, x.dim(-1)};
 }
-
-}  // namespace
 
 AttentionProblem expanded_problem(const char* op, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                                   const Tensor& k_shared, const Tensor& v, const Spans& spans, double scale) {
@@ -123,8 +123,6 @@ AttentionProblem expanded_problem(const char* op, const Tensor& o, const Tensor&
     return p;
 }
 
-HeadRows activation_rows(const Tensor& x) { return head_rows(x); }
-
 namespace {
 
 void run_attention(cudaStream_t stream, const char* op, const AttentionProblem& p, int64_t heads, const Spans& spans) {
@@ -145,7 +143,12 @@ void run_attention(cudaStream_t stream, const char* op, const AttentionProblem& 
 void CudaOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& k_shared,
                         const Tensor& v, const Spans& spans, double scale) {
     const cuda::AttentionProblem p = cuda::expanded_problem("attention", o, lse, q, k, k_shared, v, spans, scale);
-    if (q.dim(0) > 0) cuda::run_attention(stream_, "attention", p, q.dim(1), spans);
+    if (q.dim(0) == 0) return;
+    if (compute_ == DType::kBF16 && cuda::suits_tensor_cores(p)) {
+        cuda::run_tensor_attention(stream_, p, q.dim(1), spans.cu_q.dim(0) - 1, spans.max_q);
+    } else {
+        cuda::run_attention(stream_, "attention", p, q.dim(1), spans);
+    }
 }
 
 void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
@@ -159,8 +162,8 @@ void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor&
     check_tensor(kOp, "cu_k", spans.cu_k, DType::kI32, {spans.cu_q.dim(0)});
     check(u.dim(2) <= width, "latent_attention: u is wider than q");
     cuda::AttentionProblem p;
-    p.q = cuda::activation_rows(q);
-    p.o = cuda::activation_rows(u);
+    p.q = cuda::head_rows(q);
+    p.o = cuda::head_rows(u);
     p.lse = lse.as<float>();
     p.lse_row = lse.stride[0];
     p.cu_q = spans.cu_q.as<int32_t>();

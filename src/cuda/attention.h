@@ -31,4 +31,19 @@ struct AttentionProblem {
     float* delta = nullptr;                // [n, h] dout . o
 };
 
+// What attention and attention_backward have in common, checked.
+[[nodiscard]] AttentionProblem expanded_problem(const char* op, const Tensor& o, const Tensor& lse, const Tensor& q,
+                                                const Tensor& k, const Tensor& k_shared, const Tensor& v, const Spans& spans,
+                                                double scale);
+[[nodiscard]] HeadRows head_rows(const Tensor& x);  // absent: all 0
+
+// Attention on tensor cores, for what suits them: bf16, rows and widths of multiples of 8 elements, keys not paged, d_q <= 192,
+// d_v <= 128.
+[[nodiscard]] bool suits_tensor_cores(const AttentionProblem& problem);
+void run_tensor_attention(cudaStream_t stream, const AttentionProblem& problem, int64_t heads, int64_t sequences,
+                          int64_t max_q);
+// dQ, dK, dV, and dk_shared per head in f32, from delta.
+void run_tensor_attention_backward(cudaStream_t stream, const AttentionProblem& problem, int64_t heads, int64_t sequences,
+                                   int64_t max_q, int64_t max_k);
+
 }  // namespace fathom::cuda

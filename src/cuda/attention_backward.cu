@@ -9,10 +9,6 @@
 namespace fathom {
 namespace cuda {
 
-AttentionProblem expanded_problem(const char* op, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                                  const Tensor& k_shared, const Tensor& v, const Spans& spans, double scale);
-HeadRows activation_rows(const Tensor& x);
-
 namespace {
 
 // delta[row, head] = dout . o, one warp each.
@@ -178,10 +174,10 @@ void CudaOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tenso
     workspace_.begin((n * h + m * h * shared) * 4);
     p.delta = workspace_.take<float>(n * h);
     auto* per_head = workspace_.take<float>(m * h * shared);
-    p.dout = cuda::activation_rows(dout);
-    p.dq = cuda::activation_rows(dq);
-    p.dk = cuda::activation_rows(dk);
-    p.dv = cuda::activation_rows(dv);
+    p.dout = cuda::head_rows(dout);
+    p.dq = cuda::head_rows(dq);
+    p.dk = cuda::head_rows(dk);
+    p.dv = cuda::head_rows(dv);
     p.dk_shared = {per_head, DType::kF32, h * shared, shared, shared};
     const int64_t sequences = spans.cu_q.dim(0) - 1, query_columns = cuda::ceil_div(p.q.width, cuda::kColumns),
                   key_columns = query_columns + cuda::ceil_div(p.v.width, cuda::kColumns);
@@ -191,8 +187,12 @@ void CudaOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tenso
                     static_cast<unsigned>(sequences * columns));
     };
     cuda::delta_kernel<<<static_cast<unsigned>(cuda::ceil_div(n * h, 8)), 256, 0, stream_>>>(p, h, n * h);
-    cuda::key_gradient_kernel<<<grid(spans.max_k, key_columns), 256, 0, stream_>>>(p, static_cast<int>(key_columns));
-    cuda::query_gradient_kernel<<<grid(spans.max_q, query_columns), 256, 0, stream_>>>(p, static_cast<int>(query_columns));
+    if (compute_ == DType::kBF16 && cuda::suits_tensor_cores(p)) {
+        cuda::run_tensor_attention_backward(stream_, p, h, sequences, spans.max_q, spans.max_k);
+    } else {
+        cuda::key_gradient_kernel<<<grid(spans.max_k, key_columns), 256, 0, stream_>>>(p, static_cast<int>(key_columns));
+        cuda::query_gradient_kernel<<<grid(spans.max_q, query_columns), 256, 0, stream_>>>(p, static_cast<int>(query_columns));
+    }
     cuda::check_launch(kOp);
     if (!k_shared) return;
     cuda::with_activation(kOp, dk_shared.dtype,
