@@ -15,6 +15,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kArchitecture = "deepseek2";
+constexpr int64_t kMostOfAnything = int64_t{1} << 40;  // of sizes and counts
 
 struct Pair {
     std::string_view name, gguf;
@@ -79,10 +80,15 @@ public:
     [[nodiscard]] std::optional<int64_t> integer(std::string_view key) const {
         // expert_feed_forward_length may be a list with one number per layer, all equal.
         const auto found = file_.metadata().find(full(key));
-        if (found != file_.metadata().end()) {
-            if (const auto* list = std::get_if<std::vector<int64_t>>(&found->second)) return list->empty() ? 0 : list->back();
-        }
-        return file_.integer(full(key));
+        std::optional<int64_t> value;
+        const auto* list = found == file_.metadata().end() ? nullptr : std::get_if<std::vector<int64_t>>(&found->second);
+        if (list == nullptr)
+            value = file_.integer(full(key));
+        else if (!list->empty())
+            value = list->back();
+        if (value && (*value < 0 || *value > kMostOfAnything))
+            throw Error(ErrorKind::kInput, fmt::format("key {}: {} is out of range", full(key), *value));
+        return value;
     }
     [[nodiscard]] int64_t required(std::string_view key) const {
         if (const auto value = integer(key)) return *value;
