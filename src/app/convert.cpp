@@ -55,6 +55,13 @@ void convert(const ConvertOptions& options, const Globals& globals) {
     if (std::filesystem::exists(options.to) && std::filesystem::equivalent(options.from, options.to)) {
         throw Error(ErrorKind::kUsage, "convert: IN and OUT are the same");
     }
+    if (std::filesystem::is_directory(options.to) && !std::filesystem::is_empty(options.to)) {
+        throw Error(
+            ErrorKind::kUsage,
+            fmt::format("{}: this folder is not empty, and what is in it would be mixed with the new model; choose another "
+                        "OUT or empty it",
+                        options.to));
+    }
     Device device(globals);
     if (options.to.ends_with(".gguf")) {
         to_gguf(options, device);

@@ -186,7 +186,7 @@ void add_plan(CLI::App& app, Globals& globals) {
         ->required()
         ->type_name("CONFIG");
     const auto number = [&](const char* name, int64_t& value, const char* text) {
-        verb->add_option(name, value, text)->type_name("N")->check(CLI::NonNegativeNumber);
+        verb->add_option(name, value, text)->type_name("N")->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
     };
     number("--batch", options->batch, "sequences of one training batch; 0: 1, or what the training configuration says");
     number("--sequence-length", options->sequence_length, "of these; 0: 1024, or what the training configuration says");

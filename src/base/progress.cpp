@@ -1,6 +1,7 @@
 #include "base/progress.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 #include <algorithm>
 #include <cmath>
@@ -17,6 +18,18 @@ constexpr int kBarWidth = 24;
 bool terminal_can_draw() {
     const char* term = std::getenv("TERM");
     return ::isatty(STDERR_FILENO) != 0 && (term == nullptr || std::string_view(term) != "dumb");
+}
+
+// What fits the terminal's width: a line that wraps cannot be drawn over. Every code point that is shown takes one column.
+std::string clipped(const std::string& line) {
+    winsize size{};
+    if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return line;
+    int columns = size.ws_col - 1;
+    for (size_t i = 0; i < line.size(); ++i) {
+        const bool continues = (static_cast<unsigned char>(line[i]) & 0xC0) == 0x80;
+        if (!continues && columns-- == 0) return line.substr(0, i);
+    }
+    return line;
 }
 
 std::string bar(double fraction) {
@@ -103,7 +116,7 @@ void Progress::show(const std::string& note, bool last) {
     }
     if (!note.empty()) line += "  " + note;
     if (terminal_) {
-        fmt::print(stderr, "\r\x1b[K{}{}", line, last ? "\n" : "");
+        fmt::print(stderr, "\r\x1b[K{}{}", clipped(line), last ? "\n" : "");
     } else {
         fmt::print(stderr, "{}\n", line);
     }

@@ -30,7 +30,7 @@ private:
     struct Task;
     std::vector<std::thread> workers_;
     std::atomic<uint64_t> epoch_{0};  // bumped once per task, waited on by idle workers
-    std::atomic<int> running_{0};     // workers that have not yet left the current task
+    std::atomic<int> running_;        // workers inside the current task; kClosed + workers once none may enter
     std::atomic<bool> stop_{false};
     Task* task_ = nullptr;
     void work(int thread);

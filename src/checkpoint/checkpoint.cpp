@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <algorithm>
+#include <cstring>
 #include <set>
 
 #include "base/file.h"
@@ -127,14 +128,22 @@ private:
         }
     }
 
-    // Old files carry rotary buffers; MTP layers are there even when nobody wants them.
+    // Old files carry rotary buffers, some a second copy of tied embeddings; MTP layers are there even when nobody wants them.
     [[nodiscard]] bool ignorable(const std::string& name) const {
         if (name.ends_with("rotary_emb.inv_freq")) return true;
-        if (name == "lm_head.weight") return loaded_.config.tie_word_embeddings;
+        if (name == "lm_head.weight")
+            return loaded_.config.tie_word_embeddings && same_bytes(name, "model.embed_tokens.weight");
         constexpr std::string_view kLayers = "model.layers.";
-        if (!name.starts_with(kLayers)) return false;
-        return std::atoll(name.c_str() + kLayers.size()) >= loaded_.config.num_hidden_layers &&
-               loaded_.config.num_nextn_predict_layers == 0;
+        if (!name.starts_with(kLayers) || loaded_.config.num_nextn_predict_layers > 0) return false;
+        const int64_t layer = std::atoll(name.c_str() + kLayers.size());
+        return layer >= loaded_.config.num_hidden_layers &&
+               loaded_.files->find(fmt::format("{}{}.eh_proj.weight", kLayers, layer));
+    }
+
+    [[nodiscard]] bool same_bytes(const std::string& a, const std::string& b) const {
+        const std::optional<Tensor> x = loaded_.files->find(a), y = loaded_.files->find(b);
+        return x && y && x->dtype == y->dtype && x->shape == y->shape &&
+               std::memcmp(x->data, y->data, static_cast<size_t>(x->bytes())) == 0;
     }
 
     [[nodiscard]] std::string summary() const {

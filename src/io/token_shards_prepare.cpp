@@ -95,8 +95,9 @@ void claim_folder(const std::filesystem::path& folder, const Json& settings) {
     std::filesystem::create_directories(folder, error);
     if (error) throw Error{ErrorKind::kIo, fmt::format("{}: cannot make this folder: {}", folder.string(), error.message())};
     const auto path = folder / "settings.json";
-    if (!std::filesystem::exists(path)) {
-        if (std::filesystem::exists(shard_path(folder, 0)))
+    const bool begun = std::filesystem::exists(shard_path(folder, 0));  // settings alone are left by inputs that failed
+    if (!begun || !std::filesystem::exists(path)) {
+        if (begun)
             throw Error{ErrorKind::kUsage,
                         fmt::format("{}: holds token shards but no settings.json; choose another --out or empty the folder",
                                     folder.string())};

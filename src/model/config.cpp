@@ -49,9 +49,10 @@ void require_attention(const ModelConfig& c) {
         require(c.head_dim > 0 || c.hidden_size % c.num_attention_heads == 0,
                 fmt::format("num_attention_heads {} does not divide hidden_size {}, and head_dim is not given",
                             c.num_attention_heads, c.hidden_size));
-        require(c.num_key_value_heads == 0 || c.num_attention_heads % c.num_key_value_heads == 0,
-                fmt::format("num_key_value_heads {} does not divide num_attention_heads {}", c.num_key_value_heads,
-                            c.num_attention_heads));
+        require(c.num_key_value_heads == 0 || c.num_key_value_heads == c.num_attention_heads,
+                fmt::format("num_key_value_heads {} differs from num_attention_heads {}: no model of this family shares keys "
+                            "among query heads",
+                            c.num_key_value_heads, c.num_attention_heads));
     }
     require(c.rope_dim() > 0 && c.rope_dim() % 2 == 0, fmt::format("{} is {}, but must be even: RoPE rotates pairs",
                                                                    is_v1(c) ? "head_dim" : "qk_rope_head_dim", c.rope_dim()));

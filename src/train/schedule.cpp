@@ -25,15 +25,15 @@ double v3_factor(double progress) {
 double schedule_factor(const ScheduleConfig& schedule, int64_t step, int64_t steps) {
     if (step < schedule.warmup_steps) return static_cast<double>(step + 1) / static_cast<double>(schedule.warmup_steps);
     const double progress = static_cast<double>(step) / static_cast<double>(std::max<int64_t>(steps, 1));
-    const double warm = static_cast<double>(schedule.warmup_steps) / static_cast<double>(std::max<int64_t>(steps, 1));
+    const auto last = static_cast<double>(std::max<int64_t>(steps - 1, 1)), at_step = static_cast<double>(step);
     switch (schedule.kind) {
         case ScheduleKind::kConstant:
             return 1;
         case ScheduleKind::kCosine:
-            return cosine(progress, warm, 1, schedule.min_ratio);
-        case ScheduleKind::kWsd: {
-            const double t = std::clamp((progress - (1 - schedule.decay_fraction)) / schedule.decay_fraction, 0.0, 1.0);
-            return 1 + (schedule.min_ratio - 1) * t;
+            return cosine(at_step, std::min(static_cast<double>(schedule.warmup_steps), last - 1), last, schedule.min_ratio);
+        case ScheduleKind::kWsd: {  // the last `decay` steps go down by equal parts, the very last one is at min_ratio
+            const double decay = std::max(1.0, std::round(schedule.decay_fraction * static_cast<double>(steps)));
+            return 1 + (schedule.min_ratio - 1) * std::clamp((at_step - last + decay) / decay, 0.0, 1.0);
         }
         case ScheduleKind::kStep:
             return std::pow(schedule.decay_factor, static_cast<double>(std::ranges::count_if(

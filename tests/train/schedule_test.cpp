@@ -57,19 +57,20 @@ TEST(Schedule, V3HasTheMilestonesOfThePaper) {
 TEST(Schedule, CosineFallsFromTheEndOfWarmupToMinRatio) {
     ScheduleConfig schedule = of(ScheduleKind::kCosine, 20);
     schedule.min_ratio = 0.2;
-    EXPECT_DOUBLE_EQ(schedule_factor(schedule, 20, 120), 1);
-    EXPECT_NEAR(schedule_factor(schedule, 70, 120), 0.6, 1e-12);
-    EXPECT_NEAR(schedule_factor(schedule, 45, 120), 0.2 + 0.8 * 0.5 * (1 + std::sqrt(0.5)), 1e-12);
-    EXPECT_NEAR(schedule_factor(schedule, 120, 120), 0.2, 1e-12);
+    EXPECT_DOUBLE_EQ(schedule_factor(schedule, 20, 121), 1);
+    EXPECT_NEAR(schedule_factor(schedule, 70, 121), 0.6, 1e-12);
+    EXPECT_NEAR(schedule_factor(schedule, 45, 121), 0.2 + 0.8 * 0.5 * (1 + std::sqrt(0.5)), 1e-12);
+    EXPECT_NEAR(schedule_factor(schedule, 120, 121), 0.2, 1e-12) << "the last step";
 }
 
 TEST(Schedule, WsdIsConstantAndThenLinear) {
     ScheduleConfig schedule = of(ScheduleKind::kWsd);
     schedule.decay_fraction = 0.4;
     schedule.min_ratio = 0.05;
-    EXPECT_DOUBLE_EQ(schedule_factor(schedule, 60, 100), 1);
-    EXPECT_NEAR(schedule_factor(schedule, 80, 100), 0.525, 1e-12);
-    EXPECT_NEAR(schedule_factor(schedule, 100, 100), 0.05, 1e-12);
+    EXPECT_DOUBLE_EQ(schedule_factor(schedule, 59, 100), 1);
+    EXPECT_NEAR(schedule_factor(schedule, 60, 100), 1 - 0.95 / 40, 1e-12) << "forty steps of decay";
+    EXPECT_NEAR(schedule_factor(schedule, 79, 100), 0.525, 1e-12);
+    EXPECT_NEAR(schedule_factor(schedule, 99, 100), 0.05, 1e-12) << "the last step";
 }
 
 // DeepSeekMoE 4.1.2 and V2 3.1.2: times 0.316 at 80 % and at 90 %.
