@@ -2,18 +2,19 @@
 //
 // Persistent pairs of blocks (clusters of 2). A block computes tiles of 128 x 256: one warp of the first warpgroup copies
 // 64-deep slices of both operands into a ring of 4 stages, two warpgroups multiply 64 x 256 each (128 sums per thread). The two
-// blocks of a pair share one operand: tiles above each other share the columns' operand, or side by side the rows' operand, each
-// block copies half of it into both (bytes from L2 per slice: 32 or 40 instead of 48 KB per 2.1 M multiply-adds). Tiles go through a
-// group in bands of 8 pairs of row tiles so that both operands of the tiles in flight stay in L2. All operands are made of 64 x 64
-// boxes with 128-byte swizzle, and wgmma reads either along k or across it: forward, dgrad and wgrad are one kernel.
-// wgrad sums over rows of a group that ends inside a slice: the rows behind the end are zeroed in shared memory.
-// FLOPs 2 rows out in; bytes 2 (rows (in + out) + groups out in). Measured: docs/performance.md, "Hopper kernels".
+// blocks of a pair share one operand: tiles above each other share the columns' operand, or side by side the rows' operand,
+// each block copies half of it into both (bytes from L2 per slice: 32 or 40 instead of 48 KB per 2.1 M multiply-adds). Tiles go
+// through a group in bands of 8 pairs of row tiles so that both operands of the tiles in flight stay in L2. All operands are
+// made of 64 x 64 boxes with 128-byte swizzle, and wgmma reads either along k or across it: forward, dgrad and wgrad are one
+// kernel. wgrad sums over rows of a group that ends inside a slice: the rows behind the end are zeroed in shared memory. FLOPs
+// 2 rows out in; bytes 2 (rows (in + out) + groups out in). Measured: docs/performance.md, "Hopper kernels".
 #include <algorithm>
 
 #include "base/error.h"
 #include "cuda/hopper_gemm.h"
 #include "cuda/hopper_launch.h"
 #include "cuda/hopper_ptx.cuh"
+#include "cuda/hopper_store.cuh"
 
 namespace fathom::hopper {
 
@@ -29,16 +30,15 @@ constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kConsumerWarps = kConsumers / kWarp;
 constexpr int kBand = 8;
 constexpr int kMaxGroups = 1024;
-constexpr int kStagingBytes = 16 * 64 * 2;  // per warp: 16 rows of 64 columns on their way out
 
 struct Params {
     void* out;
     const int32_t* offsets;
     int64_t out_row, out_group;
     int groups, rows;
-    int m, n, k;             // the fixed extents: kRaggedK: m, n; else n, k
-    int a_group, b_group;    // 1 where the third coordinate of the operand is the group
-    bool share_a;            // the pair lies side by side (512 columns) and shares A; else above each other (256 rows), shares B
+    int m, n, k;           // the fixed extents: kRaggedK: m, n; else n, k
+    int a_group, b_group;  // 1 where the third coordinate of the operand is the group
+    bool share_a;          // the pair lies side by side (512 columns) and shares A; else above each other (256 rows), shares B
 };
 
 struct Shared {
@@ -46,8 +46,8 @@ struct Shared {
     alignas(1024) uint8_t staging[kConsumerWarps][kStagingBytes];
     alignas(8) uint64_t full[kStages];
     uint64_t empty[kStages];
-    int32_t row[kMaxGroups + 1];       // first row of each group
-    int32_t unit_end[kMaxGroups];      // tiles of pairs up to and including each group
+    int32_t row[kMaxGroups + 1];   // first row of each group
+    int32_t unit_end[kMaxGroups];  // tiles of pairs up to and including each group
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
 
@@ -62,7 +62,10 @@ template <bool kRaggedK>
 class Schedule {
 public:
     __device__ Schedule(const Shared& shared, const Params& p, int rank)
-        : shared_(shared), p_(p), rank_(rank), unit_(static_cast<int>(blockIdx.x) / 2) {}
+        : shared_(shared),
+          p_(p),
+          rank_(rank),
+          unit_(static_cast<int>(blockIdx.x) / 2) {}
 
     __device__ bool next(Tile& tile) {
         while (group_ < p_.groups && unit_ >= shared_.unit_end[group_]) before_ = shared_.unit_end[group_++];
@@ -125,11 +128,11 @@ __device__ void plan_groups(Shared& shared, const Params& p) {
     }
 }
 
-// Copies the 64 kBoxes rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy takes
-// them all, across k a copy can only be 64 wide.
+// Copies the 64 kBoxes rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy
+// takes them all, across k a copy can only be 64 wide.
 template <int kBoxes, Major kMajor>
-__device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map, uint32_t full, bool share, int rank, int mn, int k,
-                                             int group) {
+__device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map, uint32_t full, bool share, int rank, int mn,
+                                             int k, int group) {
     const int first = share ? rank * (kBoxes / 2) : 0, count = share ? kBoxes / 2 : kBoxes;
     if constexpr (kMajor == Major::kK) {
         if (share)
@@ -188,35 +191,10 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kTileN / 2], uint32
     pin_registers(sums);
 }
 
-// bf16: 64 columns at a time through this warp's 2 KB, so that whole lines leave; 16-byte pieces are swizzled against bank
-// conflicts. Only this warp's rows are involved, so no other warp waits.
-__device__ __forceinline__ void store_tile(__nv_bfloat16* out, int64_t out_row, const float (&sums)[kTileN / 2], uint32_t staging,
-                                           int rows, int columns) {
-    const int lane = lane_id();
-    const int matrix = lane / 8, row = lane % 8 + 8 * (matrix & 1);
-#pragma unroll
-    for (int part = 0; part < kTileN / 64; ++part) {
-        __syncwarp();
-#pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-            const float* s = &sums[(part * 8 + j) * 4];
-            const int chunk = j + (matrix >> 1);
-            store_matrices(staging + row * 128 + ((chunk ^ (row & 7)) * 16), pack_bf16(s[0], s[1]), pack_bf16(s[2], s[3]),
-                           pack_bf16(s[4], s[5]), pack_bf16(s[6], s[7]));
-        }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int r = 4 * i + lane / 8, chunk = lane % 8, column = part * 64 + chunk * 8;
-            if (r < rows && column < columns)
-                *reinterpret_cast<uint4*>(out + r * out_row + column) = load_shared16(staging + r * 128 + ((chunk ^ (r & 7)) * 16));
-        }
-    }
-}
-
 // f32: four lanes write 32 bytes of a row, a whole sector. kAdd reads first.
 template <bool kAdd>
-__device__ __forceinline__ void store_tile(float* out, int64_t out_row, const float (&sums)[kTileN / 2], int rows, int columns) {
+__device__ __forceinline__ void store_tile(float* out, int64_t out_row, const float (&sums)[kTileN / 2], int rows,
+                                           int columns) {
     const int r = lane_id() / 4, c = 2 * (lane_id() % 4);
     constexpr int kBatch = 8;  // loads in flight
 #pragma unroll
@@ -276,7 +254,7 @@ __device__ void consume(Shared& shared, const Params& p, int rank) {
         const int64_t at = (kRaggedK ? row : tile.first_row + row) * p.out_row + tile.n + tile.group * p.out_group;
         Out* out = static_cast<Out*>(p.out) + at;
         if constexpr (sizeof(Out) == 2)
-            store_tile(out, p.out_row, sums, smem_address(shared.staging[warp]), rows, p.n - tile.n);
+            store_rows(out, p.out_row, sums, smem_address(shared.staging[warp]), rows, p.n - tile.n);
         else
             store_tile<kRaggedK>(out, p.out_row, sums, rows, p.n - tile.n);
     }
@@ -331,7 +309,8 @@ bool prefer_sharing_a(int64_t m, int64_t n) {
 Params make_params(void* out, const GroupedGemm& g, int64_t m, int64_t n, int64_t k, int64_t out_row, int64_t out_group) {
     check(g.groups >= 1 && g.groups <= kMaxGroups, "grouped product: between 1 and 1024 groups");
     check(g.out % 8 == 0 && g.in % 8 == 0, "grouped product: widths must be multiples of 8");
-    check(g.x_row % 8 == 0 && g.y_row % 8 == 0 && g.w_row % 8 == 0, "grouped product: rows must lie multiples of 8 elements apart");
+    check(g.x_row % 8 == 0 && g.y_row % 8 == 0 && g.w_row % 8 == 0,
+          "grouped product: rows must lie multiples of 8 elements apart");
     check(reinterpret_cast<uintptr_t>(out) % 16 == 0, "grouped product: the result's address must be a multiple of 16");
     const int batched = g.offsets == nullptr ? 1 : 0;
     return {.out = out,
@@ -351,7 +330,12 @@ Params make_params(void* out, const GroupedGemm& g, int64_t m, int64_t n, int64_
 // Rows of activations: [rows, width], one more dimension where groups lie beside each other.
 TensorMap3 activations(const void* base, const GroupedGemm& g, int64_t width, int64_t row, int64_t group) {
     const bool batched = g.offsets == nullptr;
-    return {.base = base, .size_x = width, .size_y = g.rows, .size_z = batched ? g.groups : 1, .stride_y = row, .stride_z = batched ? group : 0};
+    return {.base = base,
+            .size_x = width,
+            .size_y = g.rows,
+            .size_z = batched ? g.groups : 1,
+            .stride_y = row,
+            .stride_z = batched ? group : 0};
 }
 
 TensorMap3 weights(const void* base, const GroupedGemm& g) {

@@ -1,13 +1,13 @@
 // Grouped matrix products in bf16 with f32 sums on Hopper's tensor cores (sm_90a). A dense product is one group.
 //
-// Groups: either rows [offsets[g], offsets[g + 1]) of x, y belong to group g (`offsets` [groups + 1] i32 lies on the device and is
-// never read by the host; groups may be empty; rows from offsets[groups] on are neither read into a result nor written), or,
-// with offsets = nullptr, every group has all `rows` rows and lies `*_group` elements from the one before (a batched product over
-// heads; one group is a dense product).
-// Every element is one sum in a fixed order over the summed index, whatever the rows around it: runs repeat byte for byte and a
-// row's bits do not depend on the batch (wgrad: on the batch's order only). Nothing synchronises with the host.
-// All matrices bf16 and contiguous along their last dimension unless said otherwise; addresses and row distances are multiples
-// of 16 bytes (bf16: 8 elements). Errors: LogicError for shapes, Error(kDevice) for what CUDA refuses.
+// Groups: either rows [offsets[g], offsets[g + 1]) of x, y belong to group g (`offsets` [groups + 1] i32 lies on the device and
+// is never read by the host; groups may be empty; rows from offsets[groups] on are neither read into a result nor written), or,
+// with offsets = nullptr, every group has all `rows` rows and lies `*_group` elements from the one before (a batched product
+// over heads; one group is a dense product). Every element is one sum in a fixed order over the summed index, whatever the rows
+// around it: runs repeat byte for byte and a row's bits do not depend on the batch (wgrad: on the batch's order only). Nothing
+// synchronises with the host. All matrices bf16 and contiguous along their last dimension unless said otherwise; addresses and
+// row distances are multiples of 16 bytes (bf16: 8 elements). Errors: LogicError for shapes, Error(kDevice) for what CUDA
+// refuses.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,8 +18,8 @@ namespace fathom::hopper {
 
 struct GroupedGemm {
     int64_t groups = 1;
-    int64_t rows = 0;               // rows of x and y that exist (at least offsets[groups])
-    int64_t out = 0, in = 0;        // w is [out, in]
+    int64_t rows = 0;         // rows of x and y that exist (at least offsets[groups])
+    int64_t out = 0, in = 0;  // w is [out, in]
     const int32_t* offsets = nullptr;
     int64_t x_row = 0, y_row = 0, w_row = 0;        // elements from one row to the next of x (dx), y (dy) and w (dw)
     int64_t x_group = 0, y_group = 0, w_group = 0;  // elements from one group to the next; x, y only without offsets

@@ -26,7 +26,8 @@ EncodeTiled find_encode() {
 
 void require(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
-        throw Error(ErrorKind::kDevice, std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
+        throw Error(ErrorKind::kDevice,
+                    std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
 CUtensorMap encode(const TensorMap3& t) {
@@ -36,7 +37,9 @@ CUtensorMap encode(const TensorMap3& t) {
           "tensor map: rows must lie multiples of 16 bytes apart");
     check(t.size_x > 0 && t.size_y > 0 && t.size_z > 0, "tensor map: empty tensor");
     // A dimension of size one may carry any stride; the encoder wants a positive one.
-    const auto stride = [&](int64_t elements) { return static_cast<cuuint64_t>(std::max<int64_t>(elements * t.element_bytes, 16)); };
+    const auto stride = [&](int64_t elements) {
+        return static_cast<cuuint64_t>(std::max<int64_t>(elements * t.element_bytes, 16));
+    };
     const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(t.size_x), static_cast<cuuint64_t>(t.size_y),
                                  static_cast<cuuint64_t>(t.size_z)};
     const cuuint64_t strides[2] = {stride(t.stride_y), stride(t.stride_z)};

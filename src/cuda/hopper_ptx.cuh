@@ -1,5 +1,5 @@
-// The Hopper instructions that CUDA C++ has no words for: mbarriers, the bulk tensor copy engine (TMA), warpgroup matrix products
-// (wgmma). Every wrapper is one instruction; sm_90a only. Addresses in shared memory are 32-bit (smem_address).
+// The Hopper instructions that CUDA C++ has no words for: mbarriers, the bulk tensor copy engine (TMA), warpgroup matrix
+// products (wgmma). Every wrapper is one instruction; sm_90a only. Addresses in shared memory are 32-bit (smem_address).
 #pragma once
 
 #include <cuda.h>
@@ -43,9 +43,9 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives at the barrier that lies at the same address in block `rank` of the cluster. Orders no ordinary accesses of other blocks
-// (with .release.cluster it would cost a fence of the whole GPU each time: products ran at 455 TFLOP/s): for buffers that only
-// wgmma reads and TMA writes.
+// Arrives at the barrier that lies at the same address in block `rank` of the cluster. Orders no ordinary accesses of other
+// blocks (with .release.cluster it would cost a fence of the whole GPU each time: products ran at 455 TFLOP/s): for buffers
+// that only wgmma reads and TMA writes.
 __device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
     asm volatile(
         "{ .reg .b32 remote;\n"
@@ -100,6 +100,10 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 // Ordinary stores to shared memory before it are seen by wgmma and TMA after it (and a barrier, where threads differ).
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Launches of launch_early (hopper_launch.h): the next kernel may begin while this one ends; it waits for this one's results.
+__device__ __forceinline__ void wait_for_earlier_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void allow_next_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 template <int kRegisters>
 __device__ __forceinline__ void shrink_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -118,6 +122,18 @@ __device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, ui
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
         "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(x), "r"(y), "r"(z)
         : "memory");
+}
+// Brings a box from memory into L2.
+__device__ __forceinline__ void tma_prefetch_box(const CUtensorMap* map, int x, int y, int z) {
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(reinterpret_cast<uint64_t>(map)),
+                 "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+// Plain bytes, a multiple of 16 at addresses that are.
+__device__ __forceinline__ void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier)
+                 : "memory");
 }
 // The same box into every block of `mask`, at the same address; each block's own barrier counts it.
 __device__ __forceinline__ void tma_load_multicast(uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t mask, int x,
@@ -158,32 +174,49 @@ __device__ __forceinline__ void pin_registers(T (&d)[kCount]) {
     }
 }
 
-// Operand lists: %0 ... of 32, 64 and 128 accumulator registers.
+// Indexed loops: over a range the compiler left an array of 96 in memory.
+template <int kCount>
+__device__ __forceinline__ void clear_registers(float (&d)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) d[i] = 0;
+}
+template <int kCount>
+__device__ __forceinline__ void scale_registers(float (&d)[kCount], float factor) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) d[i] *= factor;
+}
+
+// Operand lists: %0 ... of 16, 32, 64, 96 and 128 accumulator registers.
 #define FATHOM_R8(a, b, c, d, e, f, g, h) "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
-#define FATHOM_R32                                                                                                       \
-    FATHOM_R8(0, 1, 2, 3, 4, 5, 6, 7)                                                                                    \
+#define FATHOM_R16 FATHOM_R8(0, 1, 2, 3, 4, 5, 6, 7) ", " FATHOM_R8(8, 9, 10, 11, 12, 13, 14, 15)
+#define FATHOM_R32                                                                                                             \
+    FATHOM_R8(0, 1, 2, 3, 4, 5, 6, 7)                                                                                          \
     ", " FATHOM_R8(8, 9, 10, 11, 12, 13, 14, 15) ", " FATHOM_R8(16, 17, 18, 19, 20, 21, 22, 23) ", " FATHOM_R8(24, 25, 26, 27, \
-                                                                                                             28, 29, 30, 31)
-#define FATHOM_R64                                                                                              \
+                                                                                                               28, 29, 30, 31)
+#define FATHOM_R64                                                                                                           \
     FATHOM_R32 ", " FATHOM_R8(32, 33, 34, 35, 36, 37, 38, 39) ", " FATHOM_R8(40, 41, 42, 43, 44, 45, 46, 47) ", " FATHOM_R8( \
         48, 49, 50, 51, 52, 53, 54, 55) ", " FATHOM_R8(56, 57, 58, 59, 60, 61, 62, 63)
-#define FATHOM_R128                                                                                                        \
+#define FATHOM_R96                                                                                                           \
     FATHOM_R64 ", " FATHOM_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " FATHOM_R8(72, 73, 74, 75, 76, 77, 78, 79) ", " FATHOM_R8( \
-        80, 81, 82, 83, 84, 85, 86, 87) ", " FATHOM_R8(88, 89, 90, 91, 92, 93, 94, 95) ", " FATHOM_R8(96, 97, 98, 99, 100,   \
-                                                                                                      101, 102, 103) ", "  \
-        FATHOM_R8(104, 105, 106, 107, 108, 109, 110, 111) ", " FATHOM_R8(112, 113, 114, 115, 116, 117, 118,                 \
-                                                                         119) ", " FATHOM_R8(120, 121, 122, 123, 124, 125, 126, 127)
-#define FATHOM_A8(d, i)                                                                                                 \
+        80, 81, 82, 83, 84, 85, 86, 87) ", " FATHOM_R8(88, 89, 90, 91, 92, 93, 94, 95)
+#define FATHOM_R128                                                                               \
+    FATHOM_R96 ", " FATHOM_R8(96, 97, 98, 99, 100, 101, 102, 103) ", " FATHOM_R8(                 \
+        104, 105, 106, 107, 108, 109, 110, 111) ", " FATHOM_R8(112, 113, 114, 115, 116, 117, 118, \
+                                                               119) ", " FATHOM_R8(120, 121, 122, 123, 124, 125, 126, 127)
+#define FATHOM_A8(d, i)                                                                                                     \
     "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]), "+f"(d[(i) + 5]), "+f"(d[(i) + 6]), \
         "+f"(d[(i) + 7])
-#define FATHOM_A32(d, i) FATHOM_A8(d, i), FATHOM_A8(d, (i) + 8), FATHOM_A8(d, (i) + 16), FATHOM_A8(d, (i) + 24)
+#define FATHOM_A16(d, i) FATHOM_A8(d, i), FATHOM_A8(d, (i) + 8)
+#define FATHOM_A32(d, i) FATHOM_A16(d, i), FATHOM_A16(d, (i) + 16)
 #define FATHOM_A64(d, i) FATHOM_A32(d, i), FATHOM_A32(d, (i) + 32)
+#define FATHOM_A96(d, i) FATHOM_A64(d, i), FATHOM_A32(d, (i) + 64)
 #define FATHOM_A128(d, i) FATHOM_A64(d, i), FATHOM_A64(d, (i) + 64)
 // Both operands in shared memory (type: bf16 with majors, or e4m3), or the first in four registers.
-#define FATHOM_WGMMA_SS(shape, list, acc, da, db, dp, tail, ...)                                                         \
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, " dp ", 0;\n"                                                          \
-                 "wgmma.mma_async.sync.aligned." shape " {" list "}, " da ", " db ", p, 1, 1" tail "; }"                 \
-                 : acc                                                                                                  \
+#define FATHOM_WGMMA_SS(shape, list, acc, da, db, dp, tail, ...)                                         \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, " dp                                                    \
+                 ", 0;\n"                                                                                \
+                 "wgmma.mma_async.sync.aligned." shape " {" list "}, " da ", " db ", p, 1, 1" tail "; }" \
+                 : acc                                                                                   \
                  : __VA_ARGS__)
 
 // d[64, kN] (+)= a[64, 16] b[16, kN], bf16, one warpgroup; d[4 j + i] of a thread: row 16 warp + lane / 4 + 8 (i / 2), column
@@ -191,7 +224,10 @@ __device__ __forceinline__ void pin_registers(T (&d)[kCount]) {
 template <int kN, Major kMajorA, Major kMajorB>
 __device__ __forceinline__ void wgmma_bf16(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate) {
     constexpr int kTransA = static_cast<int>(kMajorA), kTransB = static_cast<int>(kMajorB);
-    if constexpr (kN == 64)
+    if constexpr (kN == 32)
+        FATHOM_WGMMA_SS("m64n32k16.f32.bf16.bf16", FATHOM_R16, FATHOM_A16(d, 0), "%16", "%17", "%18", ", %19, %20", "l"(a),
+                        "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB));
+    else if constexpr (kN == 64)
         FATHOM_WGMMA_SS("m64n64k16.f32.bf16.bf16", FATHOM_R32, FATHOM_A32(d, 0), "%32", "%33", "%34", ", %35, %36", "l"(a),
                         "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB));
     else if constexpr (kN == 128)
@@ -214,6 +250,9 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[kN / 2], uint32_t a0, uint
     else if constexpr (kN == 128)
         FATHOM_WGMMA_SS("m64n128k16.f32.bf16.bf16", FATHOM_R64, FATHOM_A64(d, 0), "{%64, %65, %66, %67}", "%68", "%69", ", %70",
                         "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), "n"(kTransB));
+    else if constexpr (kN == 192)
+        FATHOM_WGMMA_SS("m64n192k16.f32.bf16.bf16", FATHOM_R96, FATHOM_A96(d, 0), "{%96, %97, %98, %99}", "%100", "%101",
+                        ", %102", "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), "n"(kTransB));
     else if constexpr (kN == 256)
         FATHOM_WGMMA_SS("m64n256k16.f32.bf16.bf16", FATHOM_R128, FATHOM_A128(d, 0), "{%128, %129, %130, %131}", "%132", "%133",
                         ", %134", "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate), "n"(kTransB));
@@ -233,7 +272,8 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 }
 // Four 8 x 8 matrices of bf16; lane 8 i + r holds the address of row r of matrix i.
 __device__ __forceinline__ void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
+                 "r"(d)
                  : "memory");
 }
 __device__ __forceinline__ void load_matrices(uint32_t address, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
@@ -244,7 +284,10 @@ __device__ __forceinline__ void load_matrices(uint32_t address, uint32_t& a, uin
 }
 __device__ __forceinline__ uint4 load_shared16(uint32_t address) {
     uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
     return v;
 }
 __device__ __forceinline__ void store_shared16(uint32_t address, uint4 v) {
