@@ -13,24 +13,14 @@ constexpr int64_t kCodes = kPanelStep * kPanelLanes;  // of a step
 constexpr int64_t quad_of(int64_t k) { return k / 4; }
 constexpr int64_t byte_of(int64_t k, int64_t r) { return 4 * r + k % 4; }
 
-void put_nibble(uint8_t* codes, int64_t k, int64_t r, int value) {
-    codes[64 * (quad_of(k) / 2) + byte_of(k, r)] |= static_cast<uint8_t>(value << (quad_of(k) % 2 * 4));
-}
 int get_nibble(const uint8_t* codes, int64_t k, int64_t r) {
     return (codes[64 * (quad_of(k) / 2) + byte_of(k, r)] >> (quad_of(k) % 2 * 4)) & 15;
 }
 
-void put_code(BlockType type, uint8_t* codes, int64_t k, int64_t r, int value) {
-    if (type == BlockType::kQ8_0) {
-        codes[64 * quad_of(k) + byte_of(k, r)] = static_cast<uint8_t>(value);
-        return;
-    }
-    put_nibble(codes, k, r, value & 15);
-    uint8_t* high = codes + kCodes / 2;
-    const int64_t bit = 64 * quad_of(k) + byte_of(k, r);
-    if (type == BlockType::kQ5_0) high[bit / 8] |= static_cast<uint8_t>((value >> 4) << (bit % 8));
-    if (type == BlockType::kQ6K)
-        high[64 * (quad_of(k) / 4) + byte_of(k, r)] |= static_cast<uint8_t>((value >> 4) << (2 * (quad_of(k) % 4)));
+// Q6_K: low nibbles, then two bits of every code.
+void put_code(uint8_t* codes, int64_t k, int64_t r, int value) {
+    codes[64 * (quad_of(k) / 2) + byte_of(k, r)] |= static_cast<uint8_t>((value & 15) << (quad_of(k) % 2 * 4));
+    codes[kCodes / 2 + 64 * (quad_of(k) / 4) + byte_of(k, r)] |= static_cast<uint8_t>((value >> 4) << (2 * (quad_of(k) % 4)));
 }
 
 int get_code(BlockType type, const uint8_t* codes, int64_t k, int64_t r) {
@@ -64,6 +54,54 @@ void put_factors(BlockType type, uint8_t* factors, const uint8_t* block, int64_t
             return;
         default:
             std::memcpy(factors + 2 * r, block, 2);
+    }
+}
+
+uint32_t load4(const uint8_t* from) {
+    uint32_t value = 0;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+void store4(uint8_t* to, uint32_t value) { std::memcpy(to, &value, sizeof value); }
+
+constexpr uint32_t kLow = 0x0f0f0f0f;
+
+// Quads 2 v and 2 v + 1 of lane r, from the low or the high nibbles of eight bytes.
+void put_quads(uint8_t* codes, int64_t v, int64_t r, const uint8_t* bytes, bool high) {
+    const uint32_t even = load4(bytes), odd = load4(bytes + 4);
+    store4(codes + 64 * v + 4 * r, high ? ((even >> 4) & kLow) | (odd & ~kLow) : (even & kLow) | ((odd & kLow) << 4));
+}
+
+// The codes of one block of the file, row r of the panel; four columns at a time where the file's order allows. 0.3 to 0.6 ns a
+// number, against 2 to 5 by way of split_block (Q6_K, of which models have one matrix).
+void put_codes(BlockType type, uint8_t* codes, const uint8_t* block, int64_t r) {
+    switch (type) {
+        case BlockType::kQ8_0:
+            for (int64_t q = 0; q < 8; ++q) store4(codes + 64 * q + 4 * r, load4(block + 2 + 4 * q) ^ 0x80808080);
+            return;
+        case BlockType::kQ5_0: {
+            const uint32_t bits = load4(block + 2);
+            for (int64_t q = 0; q < 8; ++q)
+                codes[256 + 8 * q + r / 2] |= static_cast<uint8_t>(((bits >> (4 * q)) & 15) << (r % 2 * 4));
+            [[fallthrough]];
+        }
+        case BlockType::kQ4_0: {
+            const uint8_t* nibbles = block + (type == BlockType::kQ5_0 ? 6 : 2);
+            for (int64_t v = 0; v < 4; ++v) put_quads(codes, v, r, nibbles + 8 * (v % 2), v >= 2);
+            return;
+        }
+        case BlockType::kQ4K:
+            for (int64_t step = 0; step < 8; ++step)
+                for (int64_t v = 0; v < 4; ++v)
+                    put_quads(codes + 256 * step, v, r, block + 16 + 32 * (step / 2) + 8 * v, step % 2 == 1);
+            return;
+        default: {
+            BlockCodes split;
+            split_block(type, block, split);
+            const PanelTraits traits = panel_traits(type);
+            for (int64_t k = 0; k < traits_of(type).elements; ++k)
+                put_code(codes + k / kPanelStep * traits.step_bytes, k % kPanelStep, r, split.code[k] + traits.zero);
+        }
     }
 }
 
@@ -102,17 +140,14 @@ void pack_panel(uint8_t* to, const Weight& w, int64_t panel) {
     const BlockTraits& block = traits_of(w.block);
     const PanelTraits traits = panel_traits(w.block);
     const int64_t blocks = w.codes.dim(1) / block.bytes, steps_of_block = block.elements / kPanelStep;
-    uint8_t* const factors = to + blocks * steps_of_block * traits.step_bytes;
+    const int64_t codes_of_block = steps_of_block * traits.step_bytes;
+    uint8_t* const factors = to + blocks * codes_of_block;
     std::memset(to, 0, static_cast<size_t>(blocks * block.panel_bytes));
-    BlockCodes split;
     for (int64_t r = 0; r < kPanelLanes; ++r) {
         const auto* row = w.codes.as<const uint8_t>() + (panel * kPanelLanes + r) * w.codes.stride[0];
         for (int64_t b = 0; b < blocks; ++b) {
-            split_block(w.block, row + b * block.bytes, split);
             put_factors(w.block, factors + b * traits.factor_bytes, row + b * block.bytes, r);
-            for (int64_t k = 0; k < block.elements; ++k)
-                put_code(w.block, to + (b * steps_of_block + k / kPanelStep) * traits.step_bytes, k % kPanelStep, r,
-                         split.code[k] + traits.zero);
+            put_codes(w.block, to + b * codes_of_block, row + b * block.bytes, r);
         }
     }
 }
