@@ -22,7 +22,8 @@ ARROWS = {
     "checkpoint": ["model", "quant", "io"],
     "train": ["checkpoint"],
     "infer": ["model"],
-    "app": ["train", "infer", "checkpoint", "io", "cpu"],
+    "rl": ["train", "infer"],
+    "app": ["rl", "train", "infer", "checkpoint", "io", "cpu"],
 }
 MAX_FILE, MAX_FUNCTION = 500, 60
 

@@ -72,7 +72,7 @@ private:
         result.cache_dtype = cache_dtype(options);
         result.max_batch_rows = std::max(result.max_batch_rows, batch);
         result.max_sequences = batch;
-        result.on_routing = [this](std::span<const Routing> routing) { counter(routing); };
+        result.on_routing = [this](std::span<const Routing> routing, std::span<const RequestRows>) { counter(routing); };
         return result;
     }
 };

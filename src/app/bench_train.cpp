@@ -75,7 +75,8 @@ Measurement bench_train(const BenchOptions& options, Device& device, const Betwe
                   steps = std::max<int64_t>(options.steps, 1);
     const RandomData data(8 * rows, length, shape.vocab_size, device.threads());
     DeepSeek model(shape);
-    Trainer trainer(config, model, device.ops(), PackedLoader(data.open(), {length, rows, 1, true}), false);
+    Trainer trainer(config, model, device.ops(),
+                    std::make_unique<PackedLoader>(data.open(), PackedLoaderOptions{length, rows, 1, true}), false);
     trainer.optimizer().initialize(1, config.model.init_std);
     (void)trainer.step();  // allocates
 

@@ -290,6 +290,7 @@ void add_data(CLI::App& app, Globals& globals) {
     add_prepare(*verb, globals);
     add_select(*verb, globals);
     add_inspect_shards(*verb, globals);
+    add_data_countdown(*verb);
 }
 
 }  // namespace fathom

@@ -29,11 +29,17 @@ struct Globals {
 void add_tokenize(CLI::App& app, Globals& globals);
 void add_tokenizer(CLI::App& app, Globals& globals);
 void add_data(CLI::App& app, Globals& globals);
+void add_data_countdown(CLI::App& data);  // a verb of `fathom data`
 void add_dump(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_chat(CLI::App& app, Globals& globals);
 void add_eval(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
+void add_sft(CLI::App& app, Globals& globals);
+void add_grpo(CLI::App& app, Globals& globals);
+void add_distill(CLI::App& app, Globals& globals);
+void add_rejection_sample(CLI::App& app, Globals& globals);
+void add_compare_samples(CLI::App& app, Globals& globals);
 void add_convert(CLI::App& app, Globals& globals);
 void add_quantize(CLI::App& app, Globals& globals);
 void add_bench(CLI::App& app, Globals& globals);

@@ -137,7 +137,11 @@ std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Seque
     std::vector<Routing> routing(static_cast<size_t>(model_.config().num_hidden_layers));
     if (options_.on_routing) built.record = &routing;
     const Tensor hidden = model_.forward(cx, built, cache_ ? &cache_->view() : nullptr, nullptr);
-    if (options_.on_routing) options_.on_routing(routing);
+    if (options_.on_routing) {
+        std::vector<RequestRows> whose;
+        for (const Sequence* s : batch) whose.push_back({s->id, s->past(), s->rows});
+        options_.on_routing(routing, whose);
+    }
     if (sampled.empty()) return {};
     const Tensor last = cx.empty({static_cast<int64_t>(sampled.size()), hidden.dim(1)});
     ops_.gather_rows(last, hidden, cx.ints(last_rows));

@@ -14,6 +14,11 @@
 
 namespace fathom {
 
+// Consecutive rows of a batch: tokens [position, position + rows) of one request.
+struct RequestRows {
+    int64_t request = 0, position = 0, rows = 0;
+};
+
 struct EngineOptions {
     int64_t cache_tokens = 4096;  // room in the cache, over all sequences
     int64_t block_size = 64;      // tokens per page
@@ -24,9 +29,9 @@ struct EngineOptions {
     bool deterministic = false;    // batch-invariant (docs/decisions/001): always the absorbed form
     bool use_cache = true;         // false: recompute every sequence from its first token in every step
     int64_t vocab_limit = 0;       // ids from here on only pad the matrix and are never sampled; 0: none
-    // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones). Valid during the call
-    // only.
-    std::function<void(std::span<const Routing> routing)> on_routing;
+    // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones), and whose rows they are,
+    // in order. Valid during the call only.
+    std::function<void(std::span<const Routing> routing, std::span<const RequestRows> rows)> on_routing;
 };
 
 struct Request {

@@ -170,6 +170,21 @@ std::string ChatFormat::prompt_v3(std::span<const ChatMessage> messages, bool th
     return text;
 }
 
+std::string ChatFormat::reply(const ChatMessage& message, bool thinking) const {
+    const std::string content(without_thinking(message.content));
+    if (style_ == ChatStyle::kV2) {
+        if (!message.tool_calls.empty()) throw Error(ErrorKind::kInput, "the V2 chat format has no way to say tool calls");
+        return " " + content + eos_;
+    }
+    std::string text;
+    if (thinking && style_ == ChatStyle::kV31) text = message.reasoning + std::string(kThinkClose);
+    if (thinking && style_ == ChatStyle::kR1) text = message.reasoning + "\n</think>\n\n";  // <think> is the prompt's
+    if (thinking && style_ == ChatStyle::kV3) text = "<think>\n" + message.reasoning + "\n</think>\n\n";
+    text += content;
+    if (!message.tool_calls.empty()) text += tool_calls(message);
+    return text + eos_;
+}
+
 ChatReply ChatFormat::parse(std::string_view reply, bool thinking) const {
     ChatReply result;
     std::string_view text = reply, taken;

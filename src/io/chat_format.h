@@ -50,6 +50,10 @@ public:
     // empty lines. Throws Error{kInput} for roles the format cannot say (tools in kV2).
     [[nodiscard]] std::string prompt(std::span<const ChatMessage> messages, bool thinking = false) const;
 
+    // What the model should write after prompt(the messages before, thinking) to say `message`, end of turn included; parse()
+    // gives the message back. `thinking` false leaves out the message's reasoning.
+    [[nodiscard]] std::string reply(const ChatMessage& message, bool thinking = false) const;
+
     // Splits what the model wrote after such a prompt. Text without </think> after a thinking prompt is all reasoning: the
     // reply was cut. Spaces at the seams are dropped; an end-of-sentence token at the end, too.
     [[nodiscard]] ChatReply parse(std::string_view reply, bool thinking = false) const;

@@ -33,6 +33,15 @@ std::vector<int32_t> shifted_targets(const TokenBatch& batch, int64_t k) {
     return shifted;
 }
 
+std::vector<int32_t> shifted_tokens(const TokenBatch& batch, int64_t k) {
+    std::vector<int32_t> shifted = shifted_targets(batch, k);  // knows what stands behind a segment
+    for (size_t s = 0; s + 1 < batch.cu_seqlens.size(); ++s) {
+        const int64_t begin = batch.cu_seqlens[s], end = batch.cu_seqlens[s + 1];
+        if (end - begin > k) std::copy(batch.tokens.begin() + begin + k, batch.tokens.begin() + end, shifted.begin() + begin);
+    }
+    return shifted;
+}
+
 PackedLoader::PackedLoader(TokenDataset dataset, const PackedLoaderOptions& options)
     : dataset_(std::move(dataset)),
       options_(options) {

@@ -27,6 +27,29 @@ struct TokenBatch {
 // there the module reads the embedding of token i + k - 1, which must lie in the segment (DeepSeek-V3, 2.2).
 [[nodiscard]] std::vector<int32_t> shifted_targets(const TokenBatch& batch, int64_t k);
 
+// The token k further on: out[i] = the token at i + k of i's segment, or behind its end the document's next one where that is
+// known; kNoTarget elsewhere. Unlike targets it is there for tokens that no loss counts.
+[[nodiscard]] std::vector<int32_t> shifted_tokens(const TokenBatch& batch, int64_t k);
+
+// Where training batches come from.
+class BatchSource {
+public:
+    // Where the next batch begins. Saved with a checkpoint; restored, the following batches are the same to the byte.
+    struct State {
+        int64_t epoch = 0;
+        int64_t position = 0;  // of this epoch, in the source's own units
+
+        bool operator==(const State&) const = default;
+    };
+
+    virtual ~BatchSource() = default;
+    // The next batch; nothing after the end, which a source for training does not have.
+    [[nodiscard]] virtual std::optional<TokenBatch> next() = 0;
+    [[nodiscard]] virtual State state() const = 0;
+    // Throws Error{kInput} when the state cannot be one of this data, e.g. because the data changed under a run.
+    virtual void restore(const State& state) = 0;
+};
+
 struct PackedLoaderOptions {
     int64_t sequence_length = 0;
     int64_t rows_per_batch = 0;
@@ -43,24 +66,15 @@ struct PackedLoaderOptions {
 //   each. Heads, tails and short documents: shuffled into one stream, cut every sequence_length tokens; its last row is filled
 //   up from its beginning, so that every batch has rows_per_batch * sequence_length tokens.
 // The rows of an epoch are a function of (options, epoch), so batches depend on options and data alone.
-class PackedLoader {
+class PackedLoader : public BatchSource {
 public:
-    // Where the next batch begins. Saved with a checkpoint; restored, the following batches are the same to the byte.
-    struct State {
-        int64_t epoch = 0;
-        int64_t position = 0;  // rows of this epoch already handed out
-
-        bool operator==(const State&) const = default;
-    };
-
     PackedLoader(TokenDataset dataset, const PackedLoaderOptions& options);
 
     // The next batch; nothing after the end, which only shuffle = false has. Its last batch may have fewer rows.
-    [[nodiscard]] std::optional<TokenBatch> next();
+    [[nodiscard]] std::optional<TokenBatch> next() override;
 
-    [[nodiscard]] State state() const { return {epoch_, position_}; }
-    // Throws Error{kInput} when the state cannot be one of this data set, e.g. because the data changed under a run.
-    void restore(const State& state);
+    [[nodiscard]] State state() const override { return {epoch_, position_}; }  // position: rows already handed out
+    void restore(const State& state) override;
 
     [[nodiscard]] const TokenDataset& dataset() const { return dataset_; }
     [[nodiscard]] const PackedLoaderOptions& options() const { return options_; }

@@ -41,4 +41,40 @@ void Head::loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhid
     });
 }
 
+void Head::logprob(Context& cx, const Tensor& logprob, const Tensor& entropy, const Tensor& hidden, const Tensor& targets,
+                   const Tensor& allowed, double temperature) const {
+    for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
+        const ArenaScope scope(cx.scratch);
+        const auto cut = [&](const Tensor& x) { return x ? x.slice(0, begin, end) : x; };
+        const Tensor y = logits(cx, cut(hidden));
+        cx.ops.token_logprob(cut(logprob), cut(entropy), y, cut(targets), cut(allowed), temperature);
+    });
+}
+
+void Head::logprob_backward(Context& cx, const Tensor& dhidden, const Tensor& hidden, const Tensor& targets,
+                            const Tensor& allowed, const Tensor& dlogprob, double temperature) const {
+    for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
+        const ArenaScope scope(cx.scratch);
+        const auto cut = [&](const Tensor& x) { return x ? x.slice(0, begin, end) : x; };
+        const Tensor x = cut(hidden), y = logits(cx, x), dy = gradient_of(cx, y);
+        cx.ops.token_logprob_backward(dy, y, cut(targets), cut(allowed), cut(dlogprob), temperature);
+        cx.ops.matmul_wgrad(lm_head_.weight.grad, dy, x);
+        cx.ops.matmul_dgrad(cut(dhidden), dy, lm_head_.weight.weight);
+    });
+}
+
+void Head::divergence_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden, const Tensor& hidden,
+                                   const Head& teacher, const Tensor& teacher_hidden, const Tensor& targets, bool reverse,
+                                   double scale) const {
+    for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
+        const ArenaScope scope(cx.scratch);
+        const auto cut = [&](const Tensor& of) { return of.slice(0, begin, end); };
+        const Tensor x = cut(hidden), y = logits(cx, x), q = teacher.logits(cx, cut(teacher_hidden));
+        cx.ops.kl_divergence(cut(loss), y, q, cut(targets), reverse);
+        cx.ops.kl_divergence_backward(y, y, q, cut(targets), reverse, scale);
+        cx.ops.matmul_wgrad(lm_head_.weight.grad, y, x);
+        cx.ops.matmul_dgrad(cut(dhidden), y, lm_head_.weight.weight);
+    });
+}
+
 }  // namespace fathom

@@ -19,6 +19,20 @@ public:
     void loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden, const Tensor& hidden, const Tensor& targets,
                            double scale) const;
 
+    // Of a policy: log-probability of the targets, and entropy [n] unless absent (Ops::token_logprob).
+    void logprob(Context& cx, const Tensor& logprob, const Tensor& entropy, const Tensor& hidden, const Tensor& targets,
+                 const Tensor& allowed, double temperature) const;
+    // dlogprob [n] -> dhidden [n, d]; accumulates the head's gradient. Logits are computed again rather than kept.
+    void logprob_backward(Context& cx, const Tensor& dhidden, const Tensor& hidden, const Tensor& targets,
+                          const Tensor& allowed, const Tensor& dlogprob, double temperature) const;
+
+    // Distillation from a teacher's head over its own hidden states [n, d_teacher]: loss [n] is the divergence of the two
+    // distributions (Ops::kl_divergence), dhidden [n, d] the gradient of `scale` times its sum; accumulates the head's
+    // gradient.
+    void divergence_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden, const Tensor& hidden,
+                                 const Head& teacher, const Tensor& teacher_hidden, const Tensor& targets, bool reverse,
+                                 double scale) const;
+
 private:
     const Linear& lm_head_;
 };

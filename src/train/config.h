@@ -9,6 +9,7 @@
 
 #include "model/config.h"
 #include "ops/ops.h"
+#include "train/toml_section.h"
 
 namespace fathom {
 
@@ -83,10 +84,12 @@ struct TrainConfig {
 
     // Reads a file; relative paths in it are relative to the file, job.dir to the working directory. Overrides are
     // "section.key=value". Throws Error{kInput} naming the key for what is unknown, of a wrong type or out of range.
-    [[nodiscard]] static TrainConfig load(const std::filesystem::path& file, std::span<const std::string> overrides);
+    // `more`: sections of one kind of training.
+    [[nodiscard]] static TrainConfig load(const std::filesystem::path& file, std::span<const std::string> overrides,
+                                          const SectionReaders& more = {});
     // The same from text, for relative paths below `base`.
     [[nodiscard]] static TrainConfig parse(std::string_view toml, std::span<const std::string> overrides,
-                                           const std::filesystem::path& base);
+                                           const std::filesystem::path& base, const SectionReaders& more = {});
 };
 
 }  // namespace fathom

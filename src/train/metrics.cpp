@@ -60,6 +60,11 @@ StepMetrics from_json(const Json& object) {
         }
     });
     if (object.contains("expert_load")) object["expert_load"].get_to(m.expert_load);
+    for (const auto& [name, value] : object.items()) {
+        bool known = name == "step" || name == "tokens";
+        for_each_scalar(m, [&](const char* scalar, const std::optional<double>&) { known |= name == scalar; });
+        if (!known && (value.is_number() || value.is_null())) m.more.emplace_back(name, number_or_nan(value));
+    }
     return m;
 }
 
@@ -87,6 +92,7 @@ std::string to_json(const StepMetrics& metrics) {
     for_each_scalar(metrics, [&](const char* name, const std::optional<double>& value) {
         if (value) object[name] = *value;
     });
+    for (const auto& [name, value] : metrics.more) object[name] = value;
     for_each_list(metrics, [&](const char* name, const auto& list) {
         if (!list.empty()) object[name] = list;
     });
@@ -99,6 +105,7 @@ std::vector<std::pair<std::string, double>> scalars(const StepMetrics& metrics) 
     for_each_scalar(metrics, [&](const char* name, const std::optional<double>& value) {
         if (value) result.emplace_back(name, *value);
     });
+    result.insert(result.end(), metrics.more.begin(), metrics.more.end());
     for_each_list(metrics, [&](const std::string& name, const auto& list) {
         if (list.empty()) return;
         for (size_t layer = 0; layer < list.size(); ++layer) {

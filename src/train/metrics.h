@@ -24,6 +24,8 @@ struct StepMetrics {
     std::vector<double> load_std;                      // per layer: standard deviation of load / mean load
     std::vector<int64_t> dead_experts;                 // per layer: experts without a token
     std::vector<std::vector<int64_t>> expert_load;     // [layers][experts] tokens; every few steps
+    std::vector<std::pair<std::string, double>>
+        more;  // scalars of one kind of training, e.g. "reward", "completions/mean_length"
 
     [[nodiscard]] bool operator==(const StepMetrics&) const = default;
 };

@@ -2,11 +2,15 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/progress.h"
 #include "base/threads.h"
+#include "io/packed_loader.h"
 #include "train/config.h"
 
 namespace fathom {
@@ -25,8 +29,14 @@ struct RunSummary {
     bool interrupted = false;  // Ctrl-C: saved and stopped
 };
 
-// Trains to training.steps. Throws Error{kUsage} when the folder holds a run and `resume` does not say what to do with it, or
-// when another process is running in it.
+// Opens data.train (`training`: for ever, shuffled) or data.valid (once, in order); `name` is "train" or "valid".
+using OpenSource = std::function<std::unique_ptr<BatchSource>(const std::string& name,
+                                                              const std::vector<std::filesystem::path>& inputs, bool training)>;
+
+// Trains to training.steps on documents: text, or token shards. Throws Error{kUsage} when the folder holds a run and `resume`
+// does not say what to do with it, or when another process is running in it.
 [[nodiscard]] RunSummary run_training(const TrainConfig& config, Ops& ops, ThreadPool& threads, const RunOptions& options);
+// The same on any other source of batches.
+[[nodiscard]] RunSummary run_training(const TrainConfig& config, Ops& ops, const RunOptions& options, const OpenSource& open);
 
 }  // namespace fathom

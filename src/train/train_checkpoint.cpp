@@ -69,10 +69,9 @@ void remove_old(const std::filesystem::path& folder, int64_t keep) {
 
 }  // namespace
 
-void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& model, Ops& ops, Trainer& trainer,
-                              const std::filesystem::path& tokenizer, int64_t keep) {
-    const TrainerState state = trainer.state();
-    if (!trainer.optimizer().weights_finite()) {
+void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& model, Ops& ops, Optimizer& optimizer,
+                              const TrainerState& state, const CheckpointOptions& options) {
+    if (!optimizer.weights_finite()) {
         throw Error(ErrorKind::kInput, fmt::format("step {}: weights are no longer finite numbers; nothing was saved. Lower "
                                                    "optimizer.lr or lengthen lr_scheduler.warmup_steps",
                                                    state.step));
@@ -83,15 +82,16 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
     std::error_code ignored;
     try {
         std::filesystem::create_directories(partial);
-        save_model(partial, model, ops, {.tokenizer = tokenizer});
-        save_optimizer(partial / "optimizer", ops, trainer.optimizer());
+        save_model(partial, model, ops, {.tokenizer = options.tokenizer});
+        save_optimizer(partial / "optimizer", ops, optimizer);
+        if (options.write_more) options.write_more(partial);
         const nlohmann::ordered_json position{
             {"step", state.step}, {"tokens", state.tokens}, {"epoch", state.loader.epoch}, {"position", state.loader.position}};
         write_text_atomically(partial / "trainer.json", position.dump(2) + "\n");
         sync_directory(partial);
         std::filesystem::rename(partial, final_path);
         sync_directory(folder);
-        remove_old(folder, keep);
+        remove_old(folder, options.keep);
     } catch (const std::filesystem::filesystem_error& error) {
         std::filesystem::remove_all(partial, ignored);
         throw Error(ErrorKind::kIo,
@@ -102,15 +102,16 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
     }
 }
 
-void load_training_checkpoint(const std::filesystem::path& checkpoint, DeepSeek& model, Ops& ops, Trainer& trainer) {
+TrainerState load_training_checkpoint(const std::filesystem::path& checkpoint, DeepSeek& model, Ops& ops,
+                                      Optimizer& optimizer) {
     try {
         const SafetensorsFolder weights(checkpoint), moments(checkpoint / "optimizer");
         model.visit([&](const std::string& name, Param& param) { restore_tensor(ops, weights, name, param.weight.codes); });
-        for (const auto& [name, tensor] : optimizer_tensors(trainer.optimizer())) restore_tensor(ops, moments, name, tensor);
+        for (const auto& [name, tensor] : optimizer_tensors(optimizer)) restore_tensor(ops, moments, name, tensor);
         const auto position = nlohmann::json::parse(read_text(checkpoint / "trainer.json"));
-        trainer.restore({position.at("step").get<int64_t>(),
-                         position.at("tokens").get<int64_t>(),
-                         {position.at("epoch").get<int64_t>(), position.at("position").get<int64_t>()}});
+        return {position.at("step").get<int64_t>(),
+                position.at("tokens").get<int64_t>(),
+                {position.at("epoch").get<int64_t>(), position.at("position").get<int64_t>()}};
     } catch (const nlohmann::json::exception& error) {
         throw Error(ErrorKind::kInput, fmt::format("{}: trainer.json is damaged: {}", checkpoint.string(), error.what()));
     } catch (const Error& error) {

@@ -81,7 +81,7 @@ struct TinyRun {
         : config(tiny_config(settings)),
           pool(threads),
           model(config.model.config),
-          trainer(config, model, ops, loader(true), deterministic) {
+          trainer(config, model, ops, std::make_unique<PackedLoader>(loader(true)), deterministic) {
         trainer.optimizer().initialize(7, config.model.init_std);
     }
 

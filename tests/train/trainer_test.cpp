@@ -162,7 +162,7 @@ TEST(Trainer, WithoutItsMtpModuleASavedModelHasTheSameMainLosses) {
     TinyRun run({"training.dtype=bf16"});
     run.steps(3);
     const std::filesystem::path folder = fresh_folder("without_mtp");
-    save_training_checkpoint(folder, run.model, run.ops, run.trainer, {}, 1);
+    save_training_checkpoint(folder, run.model, run.ops, run.trainer.optimizer(), run.trainer.state(), {});
     PackedLoader documents = run.loader(false);
     const TokenBatch batch = *documents.next();
     const std::vector<float> expected = run.trainer.token_losses(batch);
@@ -171,7 +171,7 @@ TEST(Trainer, WithoutItsMtpModuleASavedModelHasTheSameMainLosses) {
         EXPECT_EQ(loaded.config.num_nextn_predict_layers, with_mtp ? 1 : 0);
         TrainConfig config = run.config;
         config.model.config = loaded.config;
-        Trainer trainer(config, *loaded.model, run.ops, run.loader(true), false);
+        Trainer trainer(config, *loaded.model, run.ops, std::make_unique<PackedLoader>(run.loader(true)), false);
         EXPECT_EQ(trainer.token_losses(batch), expected);
     }
     std::filesystem::remove_all(folder);
@@ -193,7 +193,7 @@ TEST(Trainer, AGradientThatIsNotANumberStopsBeforeTheWeightsChange) {
     }
     EXPECT_TRUE(run.weights() == before);
     const std::filesystem::path folder = fresh_folder("not_finite");
-    EXPECT_THROW(save_training_checkpoint(folder, run.model, run.ops, run.trainer, {}, 1), Error);
+    EXPECT_THROW(save_training_checkpoint(folder, run.model, run.ops, run.trainer.optimizer(), run.trainer.state(), {}), Error);
     EXPECT_TRUE(std::filesystem::is_empty(folder));
     std::filesystem::remove_all(folder);
 }

@@ -1,0 +1,120 @@
+// `fathom data countdown`: a task whose answers can be verified, generated: questions, and demonstrations of a chosen quality.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "app/verb.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "rl/countdown.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+struct Options {
+    std::string out, task = "countdown";
+    CountdownRules rules;
+    int64_t train = 4000, valid = 500, steps = 3, seed = 0;
+    double correct = 0.4;
+};
+
+struct Question {
+    Json record;               // prompt, and what the rewards need
+    std::string right, wrong;  // demonstrations
+};
+
+// A legal expression over the same numbers with another value: what a model writes that knows the form, not the art.
+std::string wrong_expression(const CountdownTask& task, const CountdownRules& rules, Rng& rng) {
+    for (int attempt = 0; attempt < 1000; ++attempt) {
+        std::string text = std::to_string(task.nums[0]);
+        for (size_t i = 1; i < task.nums.size(); ++i)
+            text += fmt::format(" {} {}", std::string_view("+-*").substr(rng.below(3), 1), task.nums[i]);
+        if (judge_countdown(text, task.nums, task.target) == CountdownVerdict::kLegal) return text;
+    }
+    return std::to_string(rules.largest + 1);
+}
+
+Question make_question(const Options& options, Rng& rng) {
+    if (options.task == "words") {
+        const WordTask task = make_word_arithmetic(options.steps, options.rules.largest, rng);
+        const auto write = [&](int64_t answer) {
+            return fmt::format("<think>{}</think> \\boxed{{{}}}", fmt::join(task.steps, "; "), answer);
+        };
+        const auto off = static_cast<int64_t>(1 + rng.below(9));
+        return {{{"prompt", task.question + "\n"}, {"answer", std::to_string(task.answer)}},
+                write(task.answer),
+                write(task.answer + off)};
+    }
+    const CountdownTask task = make_countdown(options.rules, rng);
+    const std::string prompt = fmt::format("{} -> {}: ", fmt::join(task.nums, " "), task.target);
+    return {{{"prompt", prompt}, {"nums", task.nums}, {"target", task.target}},
+            task.solution,
+            wrong_expression(task, options.rules, rng)};
+}
+
+void countdown(const Options& options) {
+    if (options.task != "countdown" && options.task != "words")
+        throw Error(ErrorKind::kUsage, fmt::format("--task {}: it must be countdown or words", options.task));
+    Rng rng(static_cast<uint64_t>(options.seed), 0xC0);
+    std::set<std::string> seen;
+    std::string sft, train, valid, text;
+    for (int64_t made = 0, attempts = 0; made < options.valid + options.train; ++attempts) {
+        if (attempts > 100 * (options.valid + options.train) + 10'000) {
+            throw Error(ErrorKind::kUsage,
+                        fmt::format("only {} different questions were found: ask for fewer, or raise --largest", made));
+        }
+        const Question question = make_question(options, rng);
+        const std::string prompt = question.record["prompt"];
+        if (!seen.insert(prompt).second) continue;
+        (made < options.valid ? valid : train) += question.record.dump() + "\n";
+        if (made++ < options.valid) continue;
+        const std::string& said = rng.uniform() < options.correct ? question.right : question.wrong;
+        sft += Json{{"prompt", prompt}, {"completion", said}}.dump() + "\n";
+        text += prompt + said + "\n";
+    }
+    fs::create_directories(options.out);
+    const fs::path out(options.out);
+    write_text_atomically(out / "sft.jsonl", sft);
+    write_text_atomically(out / "train.jsonl", train);
+    write_text_atomically(out / "valid.jsonl", valid);
+    write_text_atomically(out / "text.txt", text);
+    fmt::print("{}: {} questions to train on, {} held out\n", options.out, options.train, options.valid);
+}
+
+}  // namespace
+
+void add_data_countdown(CLI::App& data) {
+    auto options = std::make_shared<Options>();
+    CLI::App* verb = data.add_subcommand("countdown", "generate a task with verifiable answers: questions and demonstrations");
+    verb->footer(
+        "Examples:\n"
+        "  fathom data countdown --out runs/countdown/data --count 3 --largest 30\n"
+        "  fathom data countdown --task words --steps 4 --out runs/words/data\n"
+        "Writes train.jsonl and valid.jsonl (questions, none in both), sft.jsonl (demonstrations for train's) and text.txt\n"
+        "(the same as plain text, for `fathom tokenizer train`).");
+    verb->add_option("--out", options->out, "folder to write to")->required()->type_name("DIR");
+    verb->add_option("--task", options->task, "countdown, or words: sums told in words")->type_name("TASK");
+    verb->add_option("--count", options->rules.count, "numbers of a countdown")->check(CLI::Range(2, 6))->type_name("N");
+    verb->add_option("--largest", options->rules.largest, "numbers are 1 to N")->check(CLI::Range(2, 10000))->type_name("N");
+    verb->add_option("--max-target", options->rules.max_target, "targets are 1 to N")
+        ->check(CLI::Range(2, 1000000))
+        ->type_name("N");
+    verb->add_option("--steps", options->steps, "steps of a sum in words")->check(CLI::Range(1, 20))->type_name("N");
+    verb->add_option("--train", options->train, "questions to train on")->check(CLI::Range(1, 10000000))->type_name("N");
+    verb->add_option("--valid", options->valid, "questions held out")->check(CLI::Range(0, 1000000))->type_name("N");
+    verb->add_option("--correct", options->correct, "share of demonstrations that are right")
+        ->check(CLI::Range(0.0, 1.0))
+        ->type_name("P");
+    verb->add_option("--seed", options->seed, "of the random numbers")->check(CLI::Range(0, 1 << 30))->type_name("N");
+    verb->callback([options] { countdown(*options); });
+}
+
+}  // namespace fathom
