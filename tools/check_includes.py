@@ -23,7 +23,8 @@ ARROWS = {
     "train": ["checkpoint"],
     "infer": ["model"],
     "rl": ["train", "infer"],
-    "app": ["rl", "train", "infer", "checkpoint", "io", "cpu"],
+    "serve": ["infer", "io"],
+    "app": ["serve", "rl", "train", "infer", "checkpoint", "io", "cpu"],
 }
 MAX_FILE, MAX_FUNCTION = 500, 60
 

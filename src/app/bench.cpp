@@ -8,6 +8,7 @@
 
 #include "app/bench_roofs.h"
 #include "app/bench_runs.h"
+#include "app/bench_serve.h"
 #include "app/verb.h"
 #include "base/error.h"
 
@@ -101,7 +102,6 @@ void declare(CLI::App& verb, BenchOptions& o) {
         verb.add_option(name, value, text)->type_name("N")->check(CLI::NonNegativeNumber)->group(group);
     };
     verb.add_option("run", o.run, "decode, prefill or train")
-        ->required()
         ->type_name("RUN")
         ->check(CLI::IsMember({"decode", "prefill", "train"}));
     verb.add_option("model", o.model, "a Hugging Face model folder, or a GGUF file")->type_name("MODEL");
@@ -139,9 +139,16 @@ void add_bench(CLI::App& app, Globals& globals) {
         "Examples:\n"
         "  fathom bench decode models/stories --batch 4 --depth 256\n"
         "  fathom bench prefill models/stories --prompt-tokens 512 --json\n"
-        "  fathom bench train --random-config run.toml --steps 2\n");
+        "  fathom bench train --random-config run.toml --steps 2\n"
+        "  fathom bench serve --num-prompts 200 --max-concurrency 32\n");
     declare(*verb, *options);
-    verb->callback([options, &globals] { bench(*options, globals); });
+    add_bench_serve(*verb, globals);
+    verb->callback([verb, options, &globals] {
+        if (!verb->get_subcommands().empty()) return;
+        if (options->run.empty())
+            throw Error(ErrorKind::kUsage, "bench what? decode, prefill, train or serve (see fathom bench --help)");
+        bench(*options, globals);
+    });
 }
 
 }  // namespace fathom

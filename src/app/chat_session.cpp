@@ -2,37 +2,13 @@
 
 #include <fmt/format.h>
 #include <algorithm>
-#include <filesystem>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/interrupt.h"
 
 namespace fathom {
 namespace {
-
-namespace fs = std::filesystem;
-
-nlohmann::json read_object(const fs::path& file) {
-    return fs::exists(file) ? nlohmann::json::parse(read_text(file), nullptr, false) : nlohmann::json::object();
-}
-
-// A model tuned to chat says how, in tokenizer_config.json or in a file beside it. A base model may come with a template for
-// its future; "chat": false in its generation_config.json says that it does not know it yet.
-bool chats(const fs::path& folder) {
-    const auto settings = read_object(folder / "generation_config.json");
-    if (settings.is_object() && settings.contains("chat")) return settings["chat"] == true;
-    if (fs::exists(folder / "chat_template.jinja")) return true;
-    const auto tokenizer = read_object(folder / "tokenizer_config.json");
-    return tokenizer.is_object() && tokenizer.contains("chat_template") && !tokenizer["chat_template"].is_null();
-}
-
-ChatFormat choose_format(const OpenModel& model, const std::string& folder) {
-    const std::string name = fs::weakly_canonical(folder).filename().string();
-    return ChatFormat::choose(*model.tokenizer(), model.config().model_type, name);
-}
 
 constexpr int64_t kRoomForReply = 64;  // tokens below which old turns are dropped
 
@@ -43,11 +19,12 @@ ChatSession::ChatSession(const ChatOptions& options, const Globals& globals)
       max_new_tokens(options.max_new_tokens),
       options_(options),
       model_(options.model, globals, OpenModel::Text::kNeeded),
-      raw_(options.raw || !chats(options.model.model)),
+      raw_(options.raw),
       engine_(model_.model(), model_.ops(),
               model_.engine_options(std::min(options.context, model_.config().max_position_embeddings))) {
+    if (!raw_) format_ = choose_chat_format(model_, options.model.model, "auto");
+    raw_ = !format_;
     if (raw_) return;
-    format_ = choose_format(model_, options.model.model);
     thinking = thinks();
     set_system(options.system);
 }

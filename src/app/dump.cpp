@@ -166,7 +166,7 @@ private:
                 CachedSequence& sequence = cached[static_cast<size_t>(i)];
                 check(sequence.reserve(end - begin), "dump: the cache is too small");
                 chunks.push_back({tokens(i, begin, end), begin, form_, sequence.block_table()});
-                sequence.commit(end - begin);
+                sequence.commit(tokens(i, begin, end));
             }
             const Tensor hidden = model_.model().forward(cx_, make_batch(cx_, chunks, page, false), &cache.view(), nullptr);
             const Tensor rows = model_.model().logits(cx_, hidden);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/error.h"
 #include "infer/stop_strings.h"
 
 namespace fathom {
@@ -21,6 +22,7 @@ Answer answer_request(Engine& engine, Request request, const AnswerOptions& opti
     const int64_t id = engine.add(std::move(request));
     while (!engine.idle() && !options.interrupted() && !stops.found()) {
         for (const TokenEvent& event : engine.step()) {
+            if (event.finish == FinishReason::kError) throw Error(ErrorKind::kInput, event.error);
             meter.token();
             answer.ids.push_back(event.token);
             if (event.finish) answer.finish_reason = *event.finish == FinishReason::kStop ? "stop" : "length";

@@ -160,6 +160,27 @@ EngineOptions OpenModel::engine_options(int64_t cache_tokens) const {
     return options;
 }
 
+namespace {
+
+// A model tuned to chat says how, in tokenizer_config.json or in a file beside it. A base model may come with a template for
+// its future; "chat": false in its generation_config.json says that it does not know it yet.
+bool chats(const fs::path& folder) {
+    const Json settings = read_settings(folder / "generation_config.json");
+    if (settings.contains("chat")) return settings["chat"] == true;
+    if (fs::exists(folder / "chat_template.jinja")) return true;
+    const Json tokenizer = read_settings(folder / "tokenizer_config.json");
+    return tokenizer.contains("chat_template") && !tokenizer["chat_template"].is_null();
+}
+
+}  // namespace
+
+std::optional<ChatFormat> choose_chat_format(const OpenModel& model, const std::string& folder, std::string_view name) {
+    if (name == "none" || (name == "auto" && !chats(folder))) return std::nullopt;
+    const std::string known_as =
+        name == "auto" ? fs::weakly_canonical(folder).filename().string() : std::string(name == "v2" ? "" : name);
+    return ChatFormat::choose(*model.tokenizer(), name == "v2" ? "deepseek" : model.config().model_type, known_as);
+}
+
 std::vector<int32_t> parse_ids(std::string_view text) {
     std::vector<int32_t> ids;
     constexpr std::string_view kBetween = ", \t\r\n[]";

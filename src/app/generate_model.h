@@ -12,6 +12,7 @@
 #include "app/verb.h"
 #include "checkpoint/checkpoint.h"
 #include "infer/engine.h"
+#include "io/chat_format.h"
 #include "io/tokenizer.h"
 
 namespace fathom {
@@ -78,6 +79,11 @@ private:
     void check_vocabulary() const;
     [[nodiscard]] std::optional<int32_t> find_bos() const;
 };
+
+// How a model's conversations are written. `name`: auto, none, v2, v3, r1 or v3.1. Nothing for a base model, which knows no
+// turns: one without a chat template, or whose generation_config.json says "chat": false.
+[[nodiscard]] std::optional<ChatFormat> choose_chat_format(const OpenModel& model, const std::string& folder,
+                                                           std::string_view name);
 
 // "1,2,3" or "1 2 3". Throws Error{kUsage} naming what is not an id.
 [[nodiscard]] std::vector<int32_t> parse_ids(std::string_view text);

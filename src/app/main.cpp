@@ -29,6 +29,8 @@ struct Verb {
 constexpr Verb kVerbs[] = {
     {"Use", add_chat},
     {"Use", add_generate},
+    {"Use", add_serve},
+    {"Use", add_batch},
     {"Data", add_tokenize},
     {"Data", add_data},
     {"Data", add_tokenizer},

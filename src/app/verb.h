@@ -33,6 +33,8 @@ void add_data_countdown(CLI::App& data);  // a verb of `fathom data`
 void add_dump(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_chat(CLI::App& app, Globals& globals);
+void add_serve(CLI::App& app, Globals& globals);
+void add_batch(CLI::App& app, Globals& globals);
 void add_eval(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
 void add_sft(CLI::App& app, Globals& globals);

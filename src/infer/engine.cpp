@@ -32,11 +32,12 @@ Engine::Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options)
 }
 
 int64_t Engine::max_length() const {
-    const int64_t positions = model_.config().max_position_embeddings;
+    int64_t positions = model_.config().max_position_embeddings;
+    if (options_.max_length > 0) positions = std::min(positions, options_.max_length);
     return cache_ ? std::min(positions, cache_->capacity()) : positions;
 }
 
-int64_t Engine::add(Request request) {
+void Engine::validate(const Request& request) const {
     request.sampling.validate();
     const auto length = static_cast<int64_t>(request.prompt.size());
     const ModelConfig& config = model_.config();
@@ -56,13 +57,22 @@ int64_t Engine::add(Request request) {
         throw Error(ErrorKind::kInput, fmt::format("the prompt holds token {}, the model's vocabulary has ids 0 to {}", token,
                                                    config.vocab_size - 1));
     }
-    check(request.max_new_tokens > 0, "Engine::add: max_new_tokens must be positive");
+    check(request.max_new_tokens >= 0, "Engine::validate: max_new_tokens must not be negative");
+}
+
+int64_t Engine::add(Request request) {
+    validate(request);
     auto sequence = std::make_unique<Sequence>();
     sequence->id = next_id_++;
     sequence->tokens = request.prompt;
     sequence->request = std::move(request);
-    waiting_.push_back(std::move(sequence));
+    insert(waiting_, std::move(sequence));
     return next_id_ - 1;
+}
+
+void Engine::insert(Sequences& sequences, std::unique_ptr<Sequence> sequence) {
+    const auto rank = [](const std::unique_ptr<Sequence>& s) { return std::pair(s->request.priority, s->id); };
+    sequences.insert(std::ranges::upper_bound(sequences, rank(sequence), {}, rank), std::move(sequence));
 }
 
 void Engine::cancel(int64_t request) {
@@ -70,18 +80,28 @@ void Engine::cancel(int64_t request) {
     retire(request);
 }
 
-// A sequence that is done leaves the batch; with a cache, what it computed stays for those who begin alike.
+// A sequence that is done leaves the batch; what it computed stays in the cache for those who begin alike.
 void Engine::retire(int64_t request) {
-    const auto found = std::ranges::find_if(running_, [&](const auto& sequence) { return sequence->id == request; });
-    if (found == running_.end()) return;
-    Sequence& sequence = **found;
-    if (sequence.past() > 0) {
-        sequence.cache->rollback(sequence.past());  // room that was reserved
-        sequence.tokens.resize(static_cast<size_t>(sequence.past()));
-        sequence.request = {};
-        parked_.push_back(std::move(*found));
-    }
-    running_.erase(found);
+    std::erase_if(running_, [&](const auto& sequence) { return sequence->id == request; });
+}
+
+void Engine::set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk) {
+    check(max_batch_rows > 0 && prefill_chunk > 0, "Engine::set_batch_limits: limits must be positive");
+    options_.max_batch_rows = max_batch_rows;
+    options_.prefill_chunk = prefill_chunk;
+}
+
+void Engine::forget_prefixes() {
+    if (cache_) cache_->forget();
+}
+
+Engine::Load Engine::load() const {
+    Load load{std::ssize(running_), std::ssize(waiting_), 0, 0, 0};
+    if (!cache_) return load;
+    load.blocks = cache_->blocks();
+    load.used_blocks = cache_->blocks() - cache_->free_blocks();
+    load.known_blocks = cache_->listed_blocks();
+    return load;
 }
 
 std::vector<TokenEvent> Engine::step() {
@@ -90,21 +110,25 @@ std::vector<TokenEvent> Engine::step() {
     for (const auto& sequence : running_) {
         if (sequence->rows == 0) continue;
         batch.push_back(sequence.get());
-        if (sequence->past() + sequence->rows == sequence->length()) sampled.push_back(sequence.get());
+        if (sequence->samples()) sampled.push_back(sequence.get());
     }
     std::vector<TokenEvent> events;
     if (batch.empty()) return events;
     std::ranges::stable_partition(batch, [&](const Sequence* s) { return form_of(*s) == AttentionForm::kExpanded; });
     const std::vector<float> logits = run(batch, sampled);
+    ++counters_.steps;
     for (Sequence* sequence : batch) {
-        counters_.prompt_tokens +=
-            std::clamp<int64_t>(static_cast<int64_t>(sequence->request.prompt.size()) - sequence->past(), 0, sequence->rows);
-        if (sequence->cache) sequence->cache->commit(sequence->rows);
+        counters_.rows += sequence->rows;
+        counters_.prompt_tokens += std::clamp<int64_t>(sequence->prompt_length() - sequence->past(), 0, sequence->rows);
+        if (sequence->cache) {
+            sequence->cache->commit(std::span(sequence->tokens)
+                                        .subspan(static_cast<size_t>(sequence->past()), static_cast<size_t>(sequence->rows)));
+        }
         sequence->rows = 0;
     }
     const auto vocab = static_cast<size_t>(model_.config().vocab_size);
     for (size_t i = 0; i < sampled.size(); ++i) {
-        events.push_back(sample_next(*sampled[i], std::span(logits).subspan(i * vocab, vocab)));
+        events.push_back(next_event(*sampled[i], std::span(logits).subspan(i * vocab, vocab)));
     }
     for (const TokenEvent& event : events) {
         if (event.finish) retire(event.request);
@@ -142,6 +166,7 @@ std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Seque
         for (const Sequence* s : batch) whose.push_back({s->id, s->past(), s->rows});
         options_.on_routing(routing, whose);
     }
+    score_prompts(cx, hidden, batch);
     if (sampled.empty()) return {};
     const Tensor last = cx.empty({static_cast<int64_t>(sampled.size()), hidden.dim(1)});
     ops_.gather_rows(last, hidden, cx.ints(last_rows));
@@ -151,21 +176,91 @@ std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Seque
     return host;
 }
 
-TokenEvent Engine::sample_next(Sequence& sequence, std::span<const float> logits) {
+// Log-probabilities of the prompts whose requests want them. The head is run over a few rows at a time: the logits of a whole
+// chunk would not fit for a large vocabulary.
+void Engine::score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch) {
+    constexpr int64_t kRows = 64;
+    const auto vocab = static_cast<size_t>(model_.config().vocab_size);
+    int64_t first_row = 0;
+    for (Sequence* s : batch) {
+        const int64_t past = s->past(), scored = std::ssize(s->prompt), rows = s->rows;
+        // The row at position p tells the token at p + 1; what was scored before a preemption is not scored again.
+        const int64_t end = std::min(rows, s->prompt_length() - 1 - past);
+        for (int64_t row = s->request.prompt_logprobs ? std::max<int64_t>(scored - past, 0) : end; row < end; row += kRows) {
+            const ArenaScope scratch(scratch_);
+            const int64_t count = std::min(kRows, end - row);
+            const Tensor logits =
+                model_.logits(cx, hidden.slice(0, first_row + row, first_row + row + count));  // [count, vocab]
+            std::vector<float> host(static_cast<size_t>(logits.size()));
+            ops_.read_back(host.data(), logits);
+            for (int64_t i = 0; i < count; ++i) {
+                s->prompt.push_back(token_logprobs(std::span(host).subspan(static_cast<size_t>(i) * vocab, vocab),
+                                                   s->tokens[static_cast<size_t>(past + row + i + 1)],
+                                                   std::max<int64_t>(s->request.top_logprobs, 0)));
+            }
+        }
+        first_row += rows;
+    }
+}
+
+// A request whose logits are broken or whose rules leave nothing to say fails alone.
+TokenEvent Engine::next_event(Sequence& sequence, std::span<const float> logits) {
+    TokenEvent event;
+    event.request = sequence.id;
+    if (!sequence.told) {
+        sequence.told = true;
+        event.reused = sequence.reused;
+        event.prompt = std::move(sequence.prompt);
+    }
+    try {
+        sample_next(sequence, logits, event);
+    } catch (const Error& error) {
+        event.finish = FinishReason::kError;
+        event.error = error.what();
+    }
+    return event;
+}
+
+void Engine::sample_next(Sequence& sequence, std::span<const float> logits, TokenEvent& event) {
     const Request& request = sequence.request;
     if (request.on_logits) request.on_logits(logits);
-    const auto prompt_length = static_cast<int64_t>(request.prompt.size());
-    const int64_t answered = sequence.length() - prompt_length;
-    const Sample next = sample(logits, request.sampling, {sequence.tokens, prompt_length}, request.stream,
-                               static_cast<uint64_t>(answered), options_.vocab_limit);
+    if (request.max_new_tokens == 0) {
+        event.finish = FinishReason::kLength;
+        return;
+    }
+    const int64_t answered = sequence.length() - sequence.prompt_length();
+    const Sample next = sample(logits, request.sampling, {sequence.tokens, sequence.prompt_length()}, request.stream,
+                               static_cast<uint64_t>(answered), options_.vocab_limit, mask_of(sequence));
     sequence.tokens.push_back(next.token);
-    TokenEvent event{sequence.id, next.token, next.logprob, std::nullopt};
+    event.token = next.token;
+    event.logprob = next.logprob;
+    if (request.top_logprobs >= 0) event.top = token_logprobs(logits, next.token, request.top_logprobs).top;
+    if (request.constraint) request.constraint->accept(next.token);
     if (std::ranges::find(request.stop_ids, next.token) != request.stop_ids.end()) {
         event.finish = FinishReason::kStop;
     } else if (answered + 1 >= request.max_new_tokens || sequence.length() > max_length()) {
         event.finish = FinishReason::kLength;  // the last token need not be read, so it may stand one behind the end
     }
-    return event;
+}
+
+// Empty when everything is allowed.
+TokenMask Engine::mask_of(const Sequence& sequence) const {
+    const Request& request = sequence.request;
+    const auto answer = std::span(sequence.tokens).subspan(request.prompt.size());
+    const bool too_short = std::ssize(answer) < request.min_new_tokens;
+    if (!too_short && request.bad_words.empty() && request.allowed.empty() && !request.constraint) return {};
+    TokenMask mask =
+        request.constraint ? request.constraint->allowed(options_.vocab_limit) : TokenMask(options_.vocab_limit, true);
+    if (!request.allowed.empty()) mask.intersect(request.allowed);
+    if (too_short) {
+        for (const int32_t id : request.stop_ids) mask.forbid(id);
+    }
+    for (const auto& word : request.bad_words) {
+        if (word.empty() || word.size() - 1 > answer.size()) continue;
+        const auto said = answer.last(word.size() - 1);
+        if (std::equal(said.begin(), said.end(), word.begin())) mask.forbid(word.back());
+    }
+    return mask;
 }
 
 }  // namespace fathom

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "infer/paged_cache.h"
@@ -28,6 +29,7 @@ struct EngineOptions {
     int64_t max_sequences = 64;    // running at a time
     bool deterministic = false;    // batch-invariant (docs/decisions/001): always the absorbed form
     bool use_cache = true;         // false: recompute every sequence from its first token in every step
+    int64_t max_length = 0;        // longest sequence; 0: what the model reads. The cache may allow less
     int64_t vocab_limit = 0;       // ids from here on only pad the matrix and are never sampled; 0: none
     // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones), and whose rows they are,
     // in order. Valid during the call only.
@@ -37,9 +39,17 @@ struct EngineOptions {
 struct Request {
     std::vector<int32_t> prompt;
     SamplingParams sampling;
-    uint64_t stream = 0;  // of random numbers under sampling.seed: 0, 1, ... for several answers to one prompt
-    int64_t max_new_tokens = 16;
+    uint64_t stream = 0;          // of random numbers under sampling.seed: 0, 1, ... for several answers to one prompt
+    int64_t max_new_tokens = 16;  // 0: only the prompt is read
+    int64_t min_new_tokens = 0;   // stop_ids are not sampled before
     std::vector<int32_t> stop_ids;
+    int64_t priority = 0;                         // lower ones go first, and are the last to make room
+    uint64_t cache_salt = 0;                      // pages are shared with requests of the same salt only
+    int64_t top_logprobs = -1;                    // alternatives told with every token; -1: none, nor for the token itself
+    bool prompt_logprobs = false;                 // told with the first event, with as many alternatives
+    std::vector<std::vector<int32_t>> bad_words;  // sequences of tokens that are never completed
+    TokenMask allowed;                            // empty: all
+    std::shared_ptr<TokenConstraint> constraint;  // may be absent
     // Sees each new token's logits [vocab] before anything acts on them. Valid during the call only.
     std::function<void(std::span<const float> logits)> on_logits;
 };
@@ -47,53 +57,78 @@ struct Request {
 enum class FinishReason : uint8_t {
     kStop,    // one of stop_ids
     kLength,  // max_new_tokens, or the context or the cache is full
+    kError,   // see TokenEvent::error
 };
 
 // What a step said to one request.
 struct TokenEvent {
     int64_t request = 0;
-    int32_t token = 0;  // a stop id too
+    int32_t token = -1;  // a stop id too; -1: none
     float logprob = 0;
-    std::optional<FinishReason> finish;  // set with the last token
+    std::optional<FinishReason> finish;  // set with the last event
+    std::vector<Sample> top;             // best first
+    std::vector<TokenLogprobs> prompt;   // of the prompt's tokens but the first, in the first event
+    std::optional<int64_t> reused;       // prompt tokens that were found in the cache, in the first event
+    std::string error;                   // why this request failed (NaN logits, rules that exclude every token)
 };
 
-// Continuous batching, first come first served: a step runs one row of every sequence that decodes and chunks of the prompts
-// that wait. When the cache is full, the youngest sequence gives up its pages and is computed again later. Finished sequences
-// stay in the cache until their room is needed: a request that begins like one of them computes only what is new.
+// Continuous batching by priority, then first come first served: a step runs one row of every sequence that decodes and chunks
+// of the prompts that wait. When the cache is full, the least important and youngest sequence gives up its pages and is
+// computed again later. What was computed stays in the cache until its room is needed: a request that begins like an earlier
+// one computes only what is new.
 class Engine {
 public:
     // All three must outlive the engine.
     Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options);
 
-    // Returns the request's number. Throws Error{kUsage} for bad sampling values, Error{kInput} for a prompt that is empty, has
-    // ids outside the vocabulary or is too long.
+    // Throws Error{kUsage} for bad sampling values, Error{kInput} for a prompt that is empty, has ids outside the vocabulary or
+    // is too long. From any thread.
+    void validate(const Request& request) const;
+    // Returns the request's number. Throws what validate throws.
     int64_t add(Request request);
     void cancel(int64_t request);
     // Runs one batch. Tokens come in the order of the requests. Empty when a step only worked on prompts.
     [[nodiscard]] std::vector<TokenEvent> step();
     [[nodiscard]] bool idle() const { return waiting_.empty() && running_.empty(); }
+    // Between steps: how large the next batches may be.
+    void set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk);
+    // Forgets what finished requests left in the cache.
+    void forget_prefixes();
 
-    // Longest sequence, prompt and answer: what the model's positions and the cache allow.
+    // Longest sequence, prompt and answer: what the model's positions and the cache allow. From any thread.
     [[nodiscard]] int64_t max_length() const;
+    [[nodiscard]] const EngineOptions& options() const { return options_; }
     // Counted since the engine was built.
     struct Counters {
         int64_t prompt_tokens = 0;  // computed
         int64_t reused_tokens = 0;  // prompt tokens found in the cache
         int64_t preemptions = 0;
+        int64_t steps = 0, rows = 0;  // batches, and their rows
     };
     [[nodiscard]] const Counters& counters() const { return counters_; }
+    struct Load {
+        int64_t running = 0, waiting = 0;
+        int64_t blocks = 0, used_blocks = 0, known_blocks = 0;  // known: can be found by their content
+    };
+    [[nodiscard]] Load load() const;
 
 private:
     struct Sequence {
         int64_t id = 0;
         Request request;
         std::vector<int32_t> tokens;          // prompt and answer
-        std::optional<CachedSequence> cache;  // absent without a cache
+        std::optional<CachedSequence> cache;  // absent without a cache, and while it waits
         int64_t rows = 0;                     // in the batch being built
+        int64_t reused = 0;                   // by its first admission
+        bool begun = false;                   // has been admitted before
+        bool told = false;                    // has had its first event
+        std::vector<TokenLogprobs> prompt;    // so far
 
         [[nodiscard]] int64_t length() const { return static_cast<int64_t>(tokens.size()); }
         [[nodiscard]] int64_t past() const { return cache ? cache->length() : 0; }
         [[nodiscard]] int64_t remaining() const { return length() - past(); }  // 1 when decoding
+        [[nodiscard]] int64_t prompt_length() const { return static_cast<int64_t>(request.prompt.size()); }
+        [[nodiscard]] bool samples() const { return past() + rows == length(); }  // in the batch being built
     };
     using Sequences = std::vector<std::unique_ptr<Sequence>>;
 
@@ -102,21 +137,24 @@ private:
     EngineOptions options_;
     Arena scratch_, saved_;
     std::optional<PagedCache> cache_;
-    Sequences waiting_, running_;  // by age, oldest first
-    Sequences parked_;             // finished, still in the cache, oldest first
+    Sequences waiting_, running_;  // most important first, then oldest first
     int64_t next_id_ = 0;
     Counters counters_;
 
+    static void insert(Sequences& sequences, std::unique_ptr<Sequence> sequence);
     void schedule();
     int64_t schedule_running(int64_t rows, bool decoding);
     void admit(int64_t rows);
+    void begin(Sequence& sequence);
     [[nodiscard]] int64_t rows_of(const Sequence& sequence, int64_t rows) const;
     [[nodiscard]] bool make_room(Sequence& sequence, int64_t rows, bool may_preempt);
-    void preempt_youngest();
-    void reuse_parked(Sequence& sequence);
+    void preempt_last();
     [[nodiscard]] AttentionForm form_of(const Sequence& sequence) const;
     [[nodiscard]] std::vector<float> run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled);
-    [[nodiscard]] TokenEvent sample_next(Sequence& sequence, std::span<const float> logits);
+    void score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);
+    [[nodiscard]] TokenEvent next_event(Sequence& sequence, std::span<const float> logits);
+    void sample_next(Sequence& sequence, std::span<const float> logits, TokenEvent& event);
+    [[nodiscard]] TokenMask mask_of(const Sequence& sequence) const;
     void retire(int64_t request);
 };
 

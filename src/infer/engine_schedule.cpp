@@ -28,22 +28,35 @@ int64_t Engine::schedule_running(int64_t rows, bool decoding) {
 }
 
 void Engine::admit(int64_t rows) {
-    while (rows > 0 && !waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_sequences) {
+    while (rows > 0 && !waiting_.empty() && std::ssize(running_) < options_.max_sequences) {
         Sequence& sequence = *waiting_.front();
-        if (cache_ && !sequence.cache) {
-            sequence.cache.emplace(*cache_);
-            reuse_parked(sequence);
-        }
+        begin(sequence);
         const int64_t count = rows_of(sequence, rows);
         if (count == 0 || !make_room(sequence, count, false)) {
             sequence.cache.reset();  // those who wait hold no pages
             return;
         }
+        if (!sequence.begun) {
+            sequence.begun = true;
+            sequence.reused = sequence.past();
+            counters_.reused_tokens += sequence.reused;
+        }
         sequence.rows = count;
         rows -= count;
-        running_.push_back(std::move(waiting_.front()));
+        insert(running_, std::move(waiting_.front()));
         waiting_.erase(waiting_.begin());
     }
+}
+
+// Looks for what is in the cache already. At least one token is left to compute: it gives the logits.
+void Engine::begin(Sequence& sequence) {
+    if (!cache_ || sequence.cache) return;
+    sequence.cache.emplace(*cache_, sequence.request.cache_salt);
+    // A token whose log-probability is wanted must be computed, unless that was before a preemption.
+    const int64_t scored = std::ssize(sequence.prompt);
+    const bool score = sequence.request.prompt_logprobs && !sequence.told && scored < sequence.prompt_length() - 1;
+    (void)sequence.cache->reuse(
+        std::span(sequence.tokens).first(score ? static_cast<size_t>(scored) : sequence.tokens.size() - 1));
 }
 
 // Rows the sequence gets when the batch has room for `rows`. Without a cache it needs all of them, however many: the first one
@@ -53,52 +66,30 @@ int64_t Engine::rows_of(const Sequence& sequence, int64_t rows) const {
     return rows == options_.max_batch_rows || sequence.length() <= rows ? sequence.length() : 0;
 }
 
-// Pages for `rows` more tokens: first free ones, then those of finished sequences, then those of the youngest sequence. False
-// when there are none, or when `sequence` was the youngest.
+// Pages for `rows` more tokens: free ones, then those of the last sequence. False when there are none, or when `sequence` was
+// the last.
 bool Engine::make_room(Sequence& sequence, int64_t rows, bool may_preempt) {
     if (!cache_) return true;
     while (!sequence.cache->reserve(rows)) {
-        if (!parked_.empty()) {
-            parked_.erase(parked_.begin());
-            continue;
-        }
         if (!may_preempt) {
             check(!running_.empty(), "Engine: a sequence that was admitted must fit into an empty cache");
             return false;
         }
         const bool itself = running_.back().get() == &sequence;
-        preempt_youngest();
+        preempt_last();
         if (itself) return false;
     }
     return true;
 }
 
-void Engine::preempt_youngest() {
+void Engine::preempt_last() {
     check(running_.size() > 1, "Engine: a sequence alone must fit into the cache");
     ++counters_.preemptions;
     Sequence& sequence = *running_.back();
     sequence.cache.reset();
     sequence.rows = 0;
-    waiting_.insert(waiting_.begin(), std::move(running_.back()));
+    insert(waiting_, std::move(running_.back()));
     running_.pop_back();
-}
-
-// Takes over the pages of the finished sequence that begins most like this one. At least one token is left to compute: it gives
-// the logits.
-void Engine::reuse_parked(Sequence& sequence) {
-    const auto limit = sequence.tokens.size() - 1;
-    const auto shared = [&](const Sequence& other) {
-        const auto [end, unused] =
-            std::mismatch(sequence.tokens.begin(), sequence.tokens.end() - 1, other.tokens.begin(), other.tokens.end());
-        return end - sequence.tokens.begin();
-    };
-    const auto best = std::ranges::max_element(parked_, {}, [&](const auto& other) { return shared(*other); });
-    if (limit == 0 || best == parked_.end() || shared(**best) == 0) return;
-    const int64_t length = shared(**best);
-    *sequence.cache = std::move(*(*best)->cache);
-    sequence.cache->rollback(length);
-    counters_.reused_tokens += length;
-    parked_.erase(best);
 }
 
 }  // namespace fathom

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <unordered_map>
@@ -36,10 +37,37 @@ double log_normalizer(std::span<const float> logits) {
     return static_cast<double>(most) + std::log(sum);
 }
 
+float logprob_of(std::span<const float> logits, int32_t id, double normalizer) {
+    return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - normalizer);
+}
+
+std::vector<Candidate> allowed_candidates(std::span<const float> logits, const TokenMask& mask) {
+    std::vector<Candidate> candidates;
+    if (mask.empty()) {
+        candidates.resize(logits.size());
+        for (size_t i = 0; i < logits.size(); ++i) candidates[i] = {logits[i], static_cast<int32_t>(i)};
+        return candidates;
+    }
+    for (size_t word = 0; word < mask.words().size(); ++word) {
+        for (uint64_t bits = mask.words()[word]; bits != 0; bits &= bits - 1) {
+            const size_t id = word * 64 + static_cast<size_t>(std::countr_zero(bits));
+            if (id < logits.size()) candidates.push_back({logits[id], static_cast<int32_t>(id)});
+        }
+    }
+    return candidates;
+}
+
 void penalize(std::span<Candidate> candidates, const SamplingParams& params, const SampleHistory& history) {
-    const auto valid = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < candidates.size(); };
+    // Candidates stand in ascending order of their ids; a mask leaves gaps.
+    const auto find = [&](int32_t id) -> Candidate* {
+        if (id >= 0 && static_cast<size_t>(id) < candidates.size() && candidates[static_cast<size_t>(id)].id == id) {
+            return &candidates[static_cast<size_t>(id)];
+        }
+        const auto found = std::ranges::lower_bound(candidates, id, {}, &Candidate::id);
+        return found != candidates.end() && found->id == id ? &*found : nullptr;
+    };
     for (const auto& [id, bias] : params.logit_bias) {
-        if (valid(id)) candidates[static_cast<size_t>(id)].logit += bias;
+        if (Candidate* candidate = find(id)) candidate->logit += bias;
     }
     if (params.repetition_penalty == 1 && params.frequency_penalty == 0 && params.presence_penalty == 0) return;
     std::unordered_map<int32_t, int64_t> answered;  // how often in the answer; 0: only in the prompt
@@ -47,11 +75,12 @@ void penalize(std::span<Candidate> candidates, const SamplingParams& params, con
         answered[history.tokens[i]] += static_cast<int64_t>(i) >= history.prompt_length ? 1 : 0;
     }
     for (const auto& [id, count] : answered) {
-        if (!valid(id)) continue;
-        double logit = static_cast<double>(candidates[static_cast<size_t>(id)].logit);
+        Candidate* const candidate = find(id);
+        if (candidate == nullptr) continue;
+        double logit = static_cast<double>(candidate->logit);
         logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
         logit -= params.frequency_penalty * static_cast<double>(count) + (count > 0 ? params.presence_penalty : 0);
-        candidates[static_cast<size_t>(id)].logit = static_cast<float>(logit);
+        candidate->logit = static_cast<float>(logit);
     }
 }
 
@@ -98,14 +127,13 @@ void SamplingParams::validate() const {
 }
 
 Sample sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history, uint64_t stream,
-              uint64_t step, int64_t vocab_limit) {
+              uint64_t step, int64_t vocab_limit, const TokenMask& mask) {
     const double normalizer = log_normalizer(logits);
-    const auto chosen = [&](int32_t id) {
-        return Sample{id, static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - normalizer)};
-    };
-    const auto count = std::min(logits.size(), static_cast<size_t>(vocab_limit));
-    std::vector<Candidate> candidates(count);
-    for (size_t i = 0; i < count; ++i) candidates[i] = {logits[i], static_cast<int32_t>(i)};
+    const auto chosen = [&](int32_t id) { return Sample{id, logprob_of(logits, id, normalizer)}; };
+    std::vector<Candidate> candidates =
+        allowed_candidates(logits.first(std::min(logits.size(), static_cast<size_t>(vocab_limit))), mask);
+    if (candidates.empty())
+        throw Error(ErrorKind::kInput, "no token is allowed to follow: the rules of this request exclude them all");
     penalize(candidates, params, history);
     const Candidate best = *std::min_element(candidates.begin(), candidates.end(), better);
     if (params.temperature == 0) return chosen(best.id);
@@ -128,6 +156,16 @@ Sample sample(std::span<const float> logits, const SamplingParams& params, const
         if (left < 0) return chosen(c.id);
     }
     return chosen(best.id);  // rounding left a crumb behind the last candidate
+}
+
+TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int64_t count) {
+    const double normalizer = log_normalizer(logits);
+    TokenLogprobs result{logprob_of(logits, token, normalizer), {}};
+    std::vector<Candidate> best = allowed_candidates(logits, {});
+    const auto kept = best.begin() + std::min<ptrdiff_t>(count, std::ssize(best));
+    std::partial_sort(best.begin(), kept, best.end(), better);
+    for (auto c = best.begin(); c != kept; ++c) result.top.push_back({c->id, logprob_of(logits, c->id, normalizer)});
+    return result;
 }
 
 }  // namespace fathom

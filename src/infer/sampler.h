@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "infer/token_mask.h"
+
 namespace fathom {
 
 // The defaults sample from the model's own distribution. The order in which they act is vLLM's:
@@ -44,9 +46,17 @@ struct SampleHistory {
 };
 
 // A pure function of its arguments: the random number is Philox(seed, stream)[step], so a request's tokens depend neither on
-// its neighbours in the batch nor on the time of day. Never returns an id >= vocab_limit (rows that only pad the matrix).
-// Throws Error{kInput} when the logits hold NaN or no finite value.
+// its neighbours in the batch nor on the time of day. Never returns an id >= vocab_limit (rows that only pad the matrix), nor
+// one outside `mask` unless that is empty. Throws Error{kInput} when the logits hold NaN or no finite value, or when no token
+// is allowed.
 [[nodiscard]] Sample sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history,
-                            uint64_t stream, uint64_t step, int64_t vocab_limit);
+                            uint64_t stream, uint64_t step, int64_t vocab_limit, const TokenMask& mask = {});
+
+// The log-probability of `token` under the model itself, and those of the `count` most probable tokens, best first.
+struct TokenLogprobs {
+    float logprob = 0;
+    std::vector<Sample> top;
+};
+[[nodiscard]] TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int64_t count);
 
 }  // namespace fathom

@@ -11,7 +11,12 @@ std::string StopStrings::push(std::string_view text) {
     if (found_) return {};
     held_ += text;
     size_t end = std::string::npos;
-    for (const std::string& stop : stops_) end = std::min(end, held_.find(stop));
+    for (const std::string& stop : stops_) {
+        const size_t at = held_.find(stop);
+        if (at >= end) continue;
+        end = at;
+        matched_ = stop;
+    }
     found_ = end != std::string::npos;
     if (!found_) {
         end = held_.size();

@@ -18,10 +18,11 @@ public:
     // What was held back, when the stream ends of itself.
     [[nodiscard]] std::string finish();
     [[nodiscard]] bool found() const { return found_; }
+    [[nodiscard]] const std::string& matched() const { return matched_; }  // the stop string that was found
 
 private:
     std::vector<std::string> stops_;
-    std::string held_;
+    std::string held_, matched_;
     bool found_ = false;
 };
 

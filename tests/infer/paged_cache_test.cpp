@@ -14,6 +14,9 @@ namespace {
 
 const std::vector<std::vector<CacheState>> kTwoLayers{{{"key", 6}, {"value", 4}}, {{"latent", 5}}};
 
+const std::vector<int32_t> kManyTokens(64, 5);
+const std::span<const int32_t> kTokens(kManyTokens);
+
 class PagedCacheTest : public ::testing::Test {
 protected:
     ThreadPool pool{1};
@@ -41,14 +44,14 @@ TEST_F(PagedCacheTest, LatentCacheHoldsLatentAndRotaryKeyPerTokenAndLayer) {
     }
 }
 
-TEST_F(PagedCacheTest, SequencesNeverShareAPage) {
+TEST_F(PagedCacheTest, SequencesThatRunSideBySideDoNotShareAPage) {
     PagedCache cache(ops, kTwoLayers, 64, 8, DType::kF32);
     CachedSequence a(cache), b(cache);
     for (int i = 0; i < 3; ++i) {
         ASSERT_TRUE(a.reserve(7));
-        a.commit(7);
+        a.commit(kTokens.first(7));
         ASSERT_TRUE(b.reserve(9));
-        b.commit(9);
+        b.commit(kTokens.first(9));
     }
     std::set<int32_t> pages(a.block_table().begin(), a.block_table().end());
     pages.insert(b.block_table().begin(), b.block_table().end());
@@ -72,7 +75,7 @@ TEST_F(PagedCacheTest, RollbackGivesBackWholePagesOnly) {
     PagedCache cache(ops, kTwoLayers, 32, 8, DType::kF32);
     CachedSequence a(cache);
     ASSERT_TRUE(a.reserve(20));
-    a.commit(20);
+    a.commit(kTokens.first(20));
     const int32_t first = a.block_table()[0];
     a.rollback(9);
     EXPECT_EQ(a.length(), 9);
@@ -88,12 +91,113 @@ TEST_F(PagedCacheTest, PagesComeBackWhenASequenceDies) {
     {
         CachedSequence a(cache);
         ASSERT_TRUE(a.reserve(20));
-        a.commit(20);
+        a.commit(kTokens.first(20));
         const CachedSequence moved = std::move(a);
         EXPECT_EQ(moved.length(), 20);
         EXPECT_EQ(cache.free_blocks(), 1);
     }
     EXPECT_EQ(cache.free_blocks(), 4);
+}
+
+// Sequences that find each other's pages: page size 4, and a state whose numbers tell which token they belong to.
+class PrefixCacheTest : public PagedCacheTest {
+protected:
+    PagedCache cache{ops, {{{"latent", 1}}}, 32, 4, DType::kF32};
+
+    // Writes what is not in the cache yet and returns how many tokens were.
+    int64_t compute(CachedSequence& sequence, const std::vector<int32_t>& tokens) {
+        const int64_t reused = sequence.reuse(tokens), count = std::ssize(tokens);
+        EXPECT_TRUE(sequence.reserve(count - reused));
+        auto* state = cache.view().layers[0].states[0].as<float>();
+        for (int64_t i = reused; i < count; ++i) {
+            state[sequence.block_table()[static_cast<size_t>(i / 4)] * 4 + i % 4] =
+                static_cast<float>(tokens[static_cast<size_t>(i)]);
+        }
+        sequence.commit(std::span(tokens).subspan(static_cast<size_t>(reused)));
+        return reused;
+    }
+    [[nodiscard]] std::vector<float> state_of(const CachedSequence& sequence) const {
+        const auto* state = cache.view().layers[0].states[0].as<float>();
+        std::vector<float> values;
+        for (int64_t i = 0; i < sequence.length(); ++i) {
+            values.push_back(state[sequence.block_table()[static_cast<size_t>(i / 4)] * 4 + i % 4]);
+        }
+        return values;
+    }
+};
+
+TEST_F(PrefixCacheTest, FullPagesAreSharedWhileTheirFirstUserStillRuns) {
+    CachedSequence a(cache), b(cache);
+    EXPECT_EQ(compute(a, {1, 2, 3, 4, 5, 6, 7, 8, 9}), 0);
+    EXPECT_EQ(compute(b, {1, 2, 3, 4, 5, 6, 7, 8, 20, 21}), 8);
+    EXPECT_EQ(a.block_table()[0], b.block_table()[0]);
+    EXPECT_EQ(a.block_table()[1], b.block_table()[1]);
+    EXPECT_NE(a.block_table()[2], b.block_table()[2]);
+    EXPECT_EQ(cache.free_blocks(), 4);
+    EXPECT_EQ(state_of(b), (std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8, 20, 21}));
+}
+
+TEST_F(PrefixCacheTest, ThePartOfAPageThatAgreesIsCopiedAndTheOriginalIsLeftAlone) {
+    {
+        CachedSequence a(cache);
+        (void)compute(a, {1, 2, 3, 4, 5, 6, 7});
+    }
+    EXPECT_EQ(cache.free_blocks(), 8);
+    CachedSequence b(cache), c(cache);
+    EXPECT_EQ(compute(b, {1, 2, 3, 4, 5, 6, 30, 31, 32}), 6);
+    EXPECT_EQ(state_of(b), (std::vector<float>{1, 2, 3, 4, 5, 6, 30, 31, 32}));
+    EXPECT_EQ(compute(c, {1, 2, 3, 4, 5, 6, 7, 8}), 7);
+    EXPECT_EQ(state_of(c), (std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8}));
+    EXPECT_EQ(state_of(b), (std::vector<float>{1, 2, 3, 4, 5, 6, 30, 31, 32}));
+}
+
+TEST_F(PrefixCacheTest, EqualPagesBehindDifferentBeginningsAreDifferent) {
+    CachedSequence a(cache), b(cache);
+    (void)compute(a, {1, 2, 3, 4, 5, 6, 7, 8});
+    EXPECT_EQ(compute(b, {9, 9, 9, 9, 5, 6, 7, 8}), 0);
+}
+
+TEST_F(PrefixCacheTest, SequencesOfAnotherSaltAreNotFound) {
+    CachedSequence a(cache, 1), b(cache, 2), c(cache, 1);
+    (void)compute(a, {1, 2, 3, 4, 5});
+    EXPECT_EQ(b.reuse(std::vector<int32_t>{1, 2, 3, 4, 5}), 0);
+    EXPECT_EQ(c.reuse(std::vector<int32_t>{1, 2, 3, 4, 5}), 4);
+}
+
+TEST_F(PrefixCacheTest, RoomComesFromWhatWasNotUsedForLongestEndsBeforeBeginnings) {
+    for (const int32_t first : {100, 200}) {
+        CachedSequence a(cache);
+        (void)compute(a, {first, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});  // three pages each
+    }
+    {
+        CachedSequence newer(cache);
+        (void)compute(newer, {300, 1, 2, 3, 300, 1, 2, 3, 300, 1, 2, 3});  // two free pages, and the end of the oldest
+    }
+    CachedSequence oldest(cache), second(cache);
+    EXPECT_EQ(oldest.reuse(std::vector<int32_t>{100, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}), 8);
+    EXPECT_EQ(second.reuse(std::vector<int32_t>{200, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}), 12);
+}
+
+TEST_F(PrefixCacheTest, RollbackIntoASharedPageGivesThePageBack) {
+    CachedSequence a(cache), b(cache);
+    (void)compute(a, {1, 2, 3, 4, 5, 6, 7, 8, 9});
+    (void)compute(b, {1, 2, 3, 4, 5, 6, 7, 8, 9});
+    b.rollback(6);
+    EXPECT_EQ(b.length(), 4);
+    EXPECT_TRUE(b.reserve(2));
+    b.commit(std::vector<int32_t>{50, 51});
+    EXPECT_EQ(state_of(a), (std::vector<float>{1, 2, 3, 4, 5, 6, 7, 8, 9}));
+}
+
+TEST_F(PrefixCacheTest, ForgottenPrefixesAreNotFound) {
+    {
+        CachedSequence a(cache);
+        (void)compute(a, {1, 2, 3, 4, 5});
+    }
+    cache.forget();
+    CachedSequence b(cache);
+    EXPECT_EQ(b.reuse(std::vector<int32_t>{1, 2, 3, 4, 5}), 0);
+    EXPECT_EQ(cache.listed_blocks(), 0);
 }
 
 }  // namespace

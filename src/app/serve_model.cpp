@@ -1,0 +1,67 @@
+#include "app/serve_model.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "serve/protocols.h"
+
+namespace fathom {
+namespace {
+
+EngineOptions engine_options(const OpenModel& model, const ServeOptions& options, ExpertLoad& experts) {
+    const int64_t longest = model.config().max_position_embeddings;
+    const int64_t length = std::min(options.max_model_len > 0 ? options.max_model_len : 16384, longest);
+    EngineOptions result =
+        model.engine_options(options.cache_tokens > 0 ? options.cache_tokens : std::max<int64_t>(4 * length, 65536));
+    result.max_sequences = options.max_sequences;
+    result.max_batch_rows = result.prefill_chunk = options.batch_rows;
+    result.max_length = length;
+    result.on_routing = [&experts](std::span<const Routing> routing, std::span<const RequestRows>) { experts(routing); };
+    return result;
+}
+
+ServedModel describe(const OpenModel& model, const ServeOptions& options, int64_t max_length) {
+    ServedModel served;
+    served.names = options.names;
+    if (served.names.empty())
+        served.names.push_back(std::filesystem::weakly_canonical(options.model.model).filename().string());
+    served.tokenizer = model.tokenizer();
+    served.format = choose_chat_format(model, options.model.model, options.chat_format);
+    served.defaults = options.sampling.resolve(options.model.model);
+    served.stop_ids = model.stop_ids();
+    served.bos = model.bos_to_add();
+    served.max_length = max_length;
+    served.created = unix_time();
+    return served;
+}
+
+}  // namespace
+
+void ServeOptions::declare(CLI::App& verb) {
+    model.declare(verb);
+    sampling.declare(verb);
+    verb.add_option("--served-model-name", names, "what clients call the model; default: its folder's name")->type_name("NAME");
+    verb.add_option("--chat-format", chat_format, "how conversations become prompts; none: texts that the model continues")
+        ->type_name("FORMAT")
+        ->check(CLI::IsMember({"auto", "none", "v2", "v3", "r1", "v3.1"}));
+    verb.add_flag("--strict-api", service.strict, "unknown fields in requests are errors");
+    const auto number = [&](const char* name, int64_t& value, const char* text, int64_t least) {
+        verb.add_option(name, value, text)->type_name("N")->check(CLI::Range(least, int64_t{1} << 40))->group("Engine");
+    };
+    number("-c,--max-model-len", max_model_len, "longest prompt and answer together; 0: what the model reads, at most 16384",
+           0);
+    number("--cache-tokens", cache_tokens, "tokens the cache holds over all requests; 0: four longest requests, at least 65536",
+           0);
+    number("--max-num-seqs", max_sequences, "answers computed at a time", 1);
+    number("--max-num-batched-tokens", batch_rows, "rows of one batch: prompts are read in chunks", 1);
+    number("--max-waiting", service.max_waiting, "answers that may wait; beyond, clients get 429", 1);
+}
+
+OpenService::OpenService(const ServeOptions& options, const Globals& globals)
+    : model_(options.model, globals, OpenModel::Text::kNeeded),
+      experts_(model_.ops(), model_.config().n_routed_experts),
+      engine_(std::make_unique<EngineThread>(model_.model(), model_.ops(), engine_options(model_, options, experts_))),
+      service_(
+          std::make_unique<Service>(describe(model_, options, engine_->max_length()), *engine_, &experts_, options.service)) {}
+
+}  // namespace fathom

@@ -1,0 +1,155 @@
+#include "serve/engine_thread.h"
+
+#include <chrono>
+#include <exception>
+#include <utility>
+
+namespace fathom {
+namespace {
+
+constexpr const char* kStopped = "the server is shutting down";
+
+TokenEvent failure(const std::string& why) {
+    TokenEvent event;
+    event.finish = FinishReason::kError;
+    event.error = why;
+    return event;
+}
+
+}  // namespace
+
+EngineThread::EngineThread(const DeepSeek& model, Ops& ops, const EngineOptions& options) : engine_(model, ops, options) {
+    snapshot_.load = engine_.load();
+    thread_ = std::thread([this] { run(); });
+}
+
+void EngineThread::stop() {
+    {
+        const std::lock_guard lock(mutex_);
+        stop_ = true;
+    }
+    wake_.notify_one();
+    if (thread_.joinable()) thread_.join();
+}
+
+uint64_t EngineThread::submit(Request request, Sink sink) {
+    uint64_t ticket = 0;
+    bool stopped = false;
+    {
+        const std::lock_guard lock(mutex_);
+        ticket = next_ticket_++;
+        stopped = stop_;
+        if (!stopped) submitted_.push_back({ticket, std::move(request), std::move(sink)});
+    }
+    if (stopped) {
+        sink(failure(kStopped));
+    } else {
+        wake_.notify_one();
+    }
+    return ticket;
+}
+
+void EngineThread::cancel(uint64_t ticket) {
+    {
+        const std::lock_guard lock(mutex_);
+        cancelled_.push_back(ticket);
+    }
+    wake_.notify_one();
+}
+
+void EngineThread::forget_prefixes() {
+    {
+        const std::lock_guard lock(mutex_);
+        forget_ = true;
+    }
+    wake_.notify_one();
+}
+
+EngineThread::Snapshot EngineThread::snapshot() const {
+    const std::lock_guard lock(mutex_);
+    Snapshot result = snapshot_;
+    result.load.waiting += std::ssize(submitted_);
+    return result;
+}
+
+void EngineThread::run() {
+    while (take_commands()) {
+        if (!engine_.idle()) step();
+        const Engine::Load load = engine_.load();
+        const std::lock_guard lock(mutex_);
+        snapshot_.load = load;
+        snapshot_.counters = engine_.counters();
+    }
+    fail_all(kStopped);
+}
+
+// Waits while there is nothing to do. False: stop.
+bool EngineThread::take_commands() {
+    std::vector<Submission> submitted;
+    std::vector<uint64_t> cancelled;
+    {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return stop_ || forget_ || !submitted_.empty() || !cancelled_.empty() || !engine_.idle(); });
+        if (stop_) return false;
+        submitted.swap(submitted_);
+        cancelled.swap(cancelled_);
+        if (std::exchange(forget_, false)) engine_.forget_prefixes();
+    }
+    for (Submission& submission : submitted) begin(submission);
+    for (const uint64_t ticket : cancelled) {
+        const auto found = numbers_.find(ticket);
+        if (found == numbers_.end()) continue;  // it has just ended
+        engine_.cancel(found->second);
+        active_.erase(found->second);
+        numbers_.erase(found);
+    }
+    return true;
+}
+
+void EngineThread::begin(Submission& submission) {
+    try {
+        const int64_t number = engine_.add(std::move(submission.request));
+        numbers_.emplace(submission.ticket, number);
+        active_.emplace(number, Active{submission.ticket, std::move(submission.sink)});
+    } catch (const std::exception& error) {
+        submission.sink(failure(error.what()));
+    }
+}
+
+// The loop outlives whatever goes wrong in a batch: its requests fail, later ones are served.
+void EngineThread::step() {
+    const auto start = std::chrono::steady_clock::now();
+    try {
+        for (TokenEvent& event : engine_.step()) deliver(std::move(event));
+    } catch (const std::exception& error) {
+        fail_all(error.what());
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const std::lock_guard lock(mutex_);
+    snapshot_.busy_seconds += seconds;
+}
+
+void EngineThread::deliver(TokenEvent&& event) {
+    const auto found = active_.find(event.request);
+    if (found == active_.end()) return;
+    if (!event.finish) return found->second.sink(std::move(event));
+    Active last = std::move(found->second);
+    active_.erase(found);
+    numbers_.erase(last.ticket);
+    last.sink(std::move(event));
+}
+
+void EngineThread::fail_all(const std::string& why) {
+    auto active = std::exchange(active_, {});
+    numbers_.clear();
+    for (auto& [number, request] : active) {
+        engine_.cancel(number);
+        request.sink(failure(why));
+    }
+    const std::lock_guard lock(mutex_);
+    if (!stop_) return;
+    for (Submission& submission : submitted_) submission.sink(failure(why));
+    submitted_.clear();
+}
+
+}  // namespace fathom

@@ -1,0 +1,80 @@
+// The thread that owns the model: requests go in from any thread, what the model says comes out on this one.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "infer/engine.h"
+
+namespace fathom {
+
+class EngineThread {
+public:
+    // Called on the engine's thread for every event of one request; must not block. The last event has `finish`.
+    using Sink = std::function<void(TokenEvent&& event)>;
+
+    // All three must outlive it.
+    EngineThread(const DeepSeek& model, Ops& ops, const EngineOptions& options);
+    ~EngineThread() { stop(); }
+    // Requests that are not done, and those that come later, get an error. Not from the engine's thread.
+    void stop();
+    EngineThread(const EngineThread&) = delete;
+    EngineThread& operator=(const EngineThread&) = delete;
+
+    // Everything below: from any thread.
+    // Throws what Engine::validate throws.
+    void validate(const Request& request) const { engine_.validate(request); }
+    [[nodiscard]] int64_t max_length() const { return engine_.max_length(); }
+    // Returns a ticket to cancel with. The request must be valid.
+    uint64_t submit(Request request, Sink sink);
+    // No event comes once the engine has seen it.
+    void cancel(uint64_t ticket);
+    void forget_prefixes();
+
+    struct Snapshot {
+        Engine::Load load;  // `waiting` counts those that the engine has not seen yet, too
+        Engine::Counters counters;
+        double busy_seconds = 0;  // in steps, since the start
+    };
+    [[nodiscard]] Snapshot snapshot() const;
+
+private:
+    struct Submission {
+        uint64_t ticket;
+        Request request;
+        Sink sink;
+    };
+    struct Active {
+        uint64_t ticket;
+        Sink sink;
+    };
+
+    Engine engine_;
+    mutable std::mutex mutex_;
+    std::condition_variable wake_;
+    std::vector<Submission> submitted_;
+    std::vector<uint64_t> cancelled_;
+    bool forget_ = false, stop_ = false;
+    uint64_t next_ticket_ = 1;
+    Snapshot snapshot_;
+
+    // Of the thread alone.
+    std::unordered_map<int64_t, Active> active_;     // by the engine's number
+    std::unordered_map<uint64_t, int64_t> numbers_;  // of tickets
+    std::thread thread_;
+
+    void run();
+    [[nodiscard]] bool take_commands();
+    void begin(Submission& submission);
+    void step();
+    void deliver(TokenEvent&& event);
+    void fail_all(const std::string& why);
+};
+
+}  // namespace fathom

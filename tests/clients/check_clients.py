@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Real clients against a running server: check_clients.py BASE_URL [openai] [anthropic] [prometheus].
+
+Each client is pinned in requirements.txt and imported only when its checks are asked for; all are by default.
+"""
+import asyncio
+import json
+import math
+import sys
+import urllib.error
+import urllib.request
+
+BASE = sys.argv[1].rstrip("/")
+WANTED = sys.argv[2:] or ["openai", "anthropic", "prometheus"]
+MODEL = json.load(urllib.request.urlopen(BASE + "/v1/models"))["data"][0]["id"]
+HELLO = [{"role": "user", "content": "Once upon a time"}]
+passed = 0
+
+
+def check(condition, what):
+    global passed
+    if not condition:
+        raise SystemExit(f"FAILED: {what}")
+    passed += 1
+
+
+def check_openai():
+    import openai
+    from pydantic import BaseModel, Field
+
+    client = openai.OpenAI(base_url=BASE + "/v1", api_key="none", max_retries=0)
+    check([m.id for m in client.models.list()][0] == MODEL, "models.list")
+    check(client.models.retrieve(MODEL).id == MODEL, "models.retrieve")
+
+    text = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=16, temperature=0)
+    check(text.choices[0].text and text.usage.completion_tokens <= 16, "completions")
+    pieces = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=16, temperature=0, stream=True)
+    check("".join(p.choices[0].text for p in pieces) == text.choices[0].text, "completions, streamed")
+    scored = client.completions.create(model=MODEL, prompt=[5, 6, 7, 8], max_tokens=1, echo=True, logprobs=1, temperature=0, seed=1)
+    logprobs = scored.choices[0].logprobs
+    check(len(logprobs.token_logprobs) == 5 and logprobs.token_logprobs[0] is None, "echoed logprobs of token ids")
+    check(all(p == max(t.values()) or p <= max(t.values()) for p, t in zip(logprobs.token_logprobs[1:], logprobs.top_logprobs[1:])), "top logprobs")
+    check(len(client.completions.create(model=MODEL, prompt=["a", "b"], n=2, max_tokens=2).choices) == 4, "two prompts, two answers each")
+
+    chat = client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12, logprobs=True, top_logprobs=2, temperature=0)
+    check(chat.choices[0].message.role == "assistant" and chat.choices[0].finish_reason in ("stop", "length"), "chat")
+    check(all(len(t.top_logprobs) == 2 and t.bytes is not None for t in chat.choices[0].logprobs.content), "chat logprobs")
+    chunks = list(client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12, stream=True, temperature=0, stream_options={"include_usage": True}))
+    check(chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage.completion_tokens <= 12, "chat, streamed")
+    said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    check(said == chat.choices[0].message.content, "the stream says what the whole says")
+
+    class Person(BaseModel):
+        name: str = Field(max_length=12)
+        age: int = Field(ge=1, le=99)
+
+    parsed = client.chat.completions.parse(model=MODEL, messages=HELLO, response_format=Person, max_tokens=300, temperature=1.2, seed=4)
+    check(1 <= parsed.choices[0].message.parsed.age <= 99, "parse")
+    any_json = client.chat.completions.create(model=MODEL, messages=HELLO, response_format={"type": "json_object"}, max_tokens=400, seed=1)
+    if any_json.choices[0].finish_reason == "stop":
+        json.loads(any_json.choices[0].message.content)
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {"utc": {"type": "boolean"}}, "required": ["utc"], "additionalProperties": False}}}
+    called = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[tool], tool_choice={"type": "function", "function": {"name": "now"}}, max_tokens=200)
+    check(isinstance(json.loads(called.choices[0].message.tool_calls[0].function.arguments)["utc"], bool), "a named tool")
+
+    response = client.responses.create(model=MODEL, input="Once upon a time", max_output_tokens=8)
+    check(response.output_text and response.status in ("completed", "incomplete"), "responses")
+    with client.responses.stream(model=MODEL, input="Once upon a time", max_output_tokens=8) as stream:
+        kinds = [event.type for event in stream]
+    check(kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), "responses, streamed")
+
+    for body, field in (({"temperature": 1e9}, "temperature"), ({"top_p": 2}, "top_p")):
+        try:
+            client.chat.completions.create(model=MODEL, messages=HELLO, **body)
+            check(False, "an error was expected")
+        except openai.BadRequestError as error:
+            check(error.param == field, f"the error names {field}")
+    try:
+        client.chat.completions.create(model="other", messages=HELLO)
+        check(False, "an unknown model was served")
+    except openai.NotFoundError as error:
+        check(error.code == "model_not_found", "unknown model")
+
+    async def many():
+        async with openai.AsyncOpenAI(base_url=BASE, api_key="none") as aclient:  # without /v1, as DeepSeek's clients do
+            answers = await asyncio.gather(*[aclient.completions.create(model=MODEL, prompt="The dog", max_tokens=4, seed=i) for i in range(16)])
+            return len(answers)
+
+    check(asyncio.run(many()) == 16, "async")
+
+
+def check_anthropic():
+    import anthropic
+
+    client = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
+    message = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO)
+    check(message.role == "assistant" and message.stop_reason in ("end_turn", "max_tokens") and message.usage.output_tokens <= 8, "messages")
+    with client.messages.stream(model=MODEL, max_tokens=8, system="A story.", messages=HELLO) as stream:
+        text = "".join(stream.text_stream)
+        check(stream.get_final_message().content[0].text == text, "messages, streamed")
+    check(client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens > 0, "count_tokens")
+    check(client.models.list().data[0].id == MODEL, "models")
+    try:
+        client.messages.create(model=MODEL, max_tokens=8, messages=[])
+        check(False, "an error was expected")
+    except anthropic.BadRequestError as error:
+        check("messages" in str(error), "the error names the field")
+
+
+def check_prometheus():
+    from prometheus_client.parser import text_string_to_metric_families
+
+    text = urllib.request.urlopen(BASE + "/metrics").read().decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for name in ("fathom_prompt_tokens", "vllm:prompt_tokens", "vllm:time_to_first_token_seconds", "vllm:kv_cache_usage_perc", "http_requests", "process_cpu_seconds"):
+        check(name in families, f"metric {name}")
+    check(all(math.isfinite(sample.value) for family in families.values() for sample in family.samples), "metrics are numbers")
+
+
+for name in WANTED:
+    before = passed
+    {"openai": check_openai, "anthropic": check_anthropic, "prometheus": check_prometheus}[name]()
+    print(f"{name}: {passed - before} checks passed")

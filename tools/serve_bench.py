@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""The server's figures on this machine: serve_bench.py FATHOM MODEL [--streams N]. Starts the server itself; standard library only.
+
+Prints one line per figure with the bound it is judged by, and writes them as JSON to --out.
+"""
+import argparse
+import asyncio
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+
+class Server:
+    def __init__(self, fathom, model, *options):
+        self.process = subprocess.Popen([fathom, "serve", model, "--port", "0", "--no-log-requests", *options], stderr=subprocess.PIPE, text=True)
+        for line in self.process.stderr:
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+            if found:
+                self.port = int(found.group(1))
+                return
+        raise SystemExit("the server did not start")
+
+    def resident(self):
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text()).group(1)) * 1024
+
+    def stop(self):
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+async def stream(port, body):
+    """Seconds from the start to every event, and whether the stream was complete."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    text = json.dumps({**body, "stream": True})
+    writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+    start, times, whole = time.perf_counter(), [], False
+    while line := await reader.readline():
+        if line.startswith(b"data: [DONE]"):
+            whole = True
+            break
+        if line.startswith(b"data: "):
+            times.append(time.perf_counter() - start)
+    writer.close()
+    return times, whole
+
+
+def percentile(values, share):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+async def many_streams(port, count, tokens):
+    body = {"prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True, "temperature": 1}
+    results = await asyncio.gather(*[stream(port, {**body, "seed": i}) for i in range(count)])
+    gaps = [b - a for times, _ in results for a, b in zip(times, times[1:])]
+    return {"streams": count, "complete": sum(whole and len(times) == tokens for times, whole in results),
+            "median_gap_ms": 1e3 * percentile(gaps, 0.5), "p99_gap_ms": 1e3 * percentile(gaps, 0.99)}
+
+
+async def idle_memory(server, count):
+    before = server.resident()
+    open_ones = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(count)]
+    for reader, writer in open_ones:  # each has had a reply and waits
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    for reader, _ in open_ones:
+        await reader.readuntil(b"}")
+    await asyncio.sleep(0.5)
+    per_connection = (server.resident() - before) / count
+    for _, writer in open_ones:
+        writer.close()
+    return per_connection
+
+
+async def prefix(port, tokens):
+    """Times to the first token of a prompt that nobody asked before, and of one that begins like it."""
+    cold, warm = [], []
+    for round_number in range(5):
+        shared = [100 + (7 * i + 13 * round_number) % 5000 for i in range(tokens)]
+        for times, tail in ((cold, 200), (warm, 300)):
+            result, _ = await stream(port, {"prompt": shared + [tail, tail + 1], "max_tokens": 2, "ignore_eos": True})
+            times.append(result[0])
+    return percentile(cold, 0.5), percentile(warm, 0.5)
+
+
+def throughput(fathom, model, server):
+    bench = [fathom, "bench", "serve", "--port", str(server.port), "--json", "--quiet", "--num-prompts", "96", "--max-concurrency", "32",
+             "--input-len", "32", "--output-len", "200", "--ignore-eos"]
+    served = json.loads(subprocess.run(bench, check=True, capture_output=True, text=True).stdout)
+    rates = {}
+    for batch in (1, 32):
+        run = [fathom, "bench", "decode", model, "--batch", str(batch), "--depth", "32", "--max-new-tokens", "100", "--json", "--quiet"]
+        rates[batch] = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    return served, rates
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("fathom")
+    parser.add_argument("model")
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--prefix", type=int, default=900)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    server = Server(options.fathom, options.model, "--max-num-seqs", "1024", "--cache-tokens", "131072")
+    figures = {}
+    try:
+        cold, warm = asyncio.run(prefix(server.port, options.prefix))
+        figures["prefix"] = {"tokens": options.prefix, "cold_ms": 1e3 * cold, "warm_ms": 1e3 * warm, "ratio": warm / cold, "bound": 0.10}
+        figures["idle_connection_bytes"] = {"value": asyncio.run(idle_memory(server, 500)), "bound": 40 * 1024}
+        served, rates = throughput(options.fathom, options.model, server)
+        raw = {batch: result["tokens_per_second"] for batch, result in rates.items()}
+        figures["throughput_32"] = {"served": served["output_throughput"], "raw": raw[32], "ratio": served["output_throughput"] / raw[32], "bound": 0.85,
+                                    "raw_batch_32_over_1": raw[32] / raw[1], "bound_batch": 3.0}
+        streams = asyncio.run(many_streams(server.port, options.streams, 40))
+        figures["streams"] = {**streams, "p99_over_median": streams["p99_gap_ms"] / streams["median_gap_ms"], "bound": 3.0}
+    finally:
+        figures["exit_code_after_sigterm"] = server.stop()
+    for name, values in figures.items():
+        print(f"{name}: {json.dumps(values)}")
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
