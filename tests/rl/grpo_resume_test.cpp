@@ -56,7 +56,7 @@ TEST_F(GrpoResume, MetricsSayWhatHappened) {
         EXPECT_GT(value_of(line, "tokens_compared"), 0);
         EXPECT_EQ(value_of(line, "ratio"), 1);
         EXPECT_EQ(value_of(line, "rewards/failed"), 0);
-        EXPECT_NEAR(value_of(line, "reward"), value_of(line, "rewards/length/mean") + value_of(line, "rewards/countdown/mean"),
+        EXPECT_NEAR(value_of(line, "reward"), value_of(line, "rewards/program/mean") + value_of(line, "rewards/countdown/mean"),
                     1e-9);
     }
     EXPECT_NE(value_of(lines[3], "ratio"), 1) << "the second use of a generation is off policy";
@@ -123,7 +123,7 @@ TEST_F(GrpoResume, PromptsThatAreTooLongAreLeftOutAndCounted) {
 }
 
 TEST_F(GrpoResume, AReferenceOfAnotherShapeIsRefused) {
-    const fs::path fixture = FATHOM_TEST_DATA "/fixtures/v3";
+    const fs::path fixture = FATHOM_TEST_DATA "/configs_extra/one-expert";
     const Outcome outcome = grpo(base / "reference", {"grpo.beta=0.1", "grpo.reference_model=" + fixture.string()});
     EXPECT_EQ(outcome.code, 1);
     EXPECT_NE(outcome.said.find("grpo.reference_model"), std::string::npos) << outcome.said;
