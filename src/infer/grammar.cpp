@@ -134,6 +134,7 @@ int32_t GrammarAutomaton::build(const GrammarExpr& expr, int32_t from) {
         case GrammarExpr::Kind::kRepeat:
             return build_repeat(expr, from);
         case GrammarExpr::Kind::kRule: {
+            check(expr.id >= 0 && static_cast<size_t>(expr.id) < rule_starts_.size(), "GrammarAutomaton: no such rule");
             const int32_t to = new_node();
             node(from).calls.emplace_back(expr.id, to);
             return to;

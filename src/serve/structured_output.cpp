@@ -66,7 +66,8 @@ Grammar calls_grammar(const std::vector<Tool>& tools, const CallTokens& tokens, 
         call.push_back(E::token(tokens.call_end));
         calls.push_back(E::sequence(std::move(call)));
     }
-    const E call = E::rule(append(grammar, {E::choice(std::move(calls))}));
+    grammar.push_back(E::choice(std::move(calls)));
+    const E call = E::rule(static_cast<int32_t>(grammar.size()) - 1);
     const E more = E::repeat(fenced ? E::sequence({E::literal("\n"), call}) : call, 0, 32);
     std::vector<E> whole;
     if (!opened) whole = {E::repeat(E::literal("\n"), 0, 2), E::token(tokens.calls_begin)};
