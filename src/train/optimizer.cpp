@@ -3,33 +3,75 @@
 #include <cmath>
 
 #include "base/rng.h"
+#include "base/threads.h"
 
 namespace fathom {
 
+namespace {
+
+// Whether the rule with weight decay is for this parameter, of those that are trained.
+bool is_decayed(const Param& param) { return param.is_matrix(); }
+
+// Elements [begin, begin + size) of `whole` in the shape of `param`.
+Tensor part(const Tensor& whole, int64_t begin, const Param& param) {
+    const Tensor flat = whole.slice(0, begin, begin + param.size());
+    return param.is_matrix() ? flat.view({param.rows, param.cols}) : flat;
+}
+
+}  // namespace
+
 Optimizer::Optimizer(DeepSeek& model, Ops& ops, DType dtype)
     : ops_(ops),
-      arena_("optimizer", [&ops](int64_t bytes) { return ops.allocate(bytes); }) {
-    model.visit([&](const std::string& name, Param& param) {
-        const Tensor source = param.weight.codes;
-        check(param.weight.scheme == Scheme::kPlain, "Optimizer: FP8 weights must be loaded as bf16 or f32 to be trained");
-        State state{name, &param, {}, {}, {}};
-        const Tensor value = param.allocate(arena_, param.trained() ? dtype : DType::kF32);
-        state.master = value.dtype == DType::kF32 ? value : param.allocate(arena_, DType::kF32);
-        param.weight = value;
-        if (source) ops.copy(state.master, source);
-        if (param.trained()) {
-            state.m = param.allocate(arena_, DType::kF32);
-            state.v = param.allocate(arena_, DType::kF32);
-            param.grad = param.allocate(arena_, DType::kF32);
-            for (const Tensor& zeroed : {state.m, state.v, param.grad}) ops.fill(zeroed, 0);
-        }
-        states_.push_back(state);
-    });
+      arena_("optimizer", [&ops](int64_t bytes) { return ops.allocate(bytes); }),
+      decayed_(allocate_group(model, dtype, true)),
+      undecayed_(allocate_group(model, dtype, false)) {
+    bind(model);
     masters_to_params();
     square_sum_ = arena_.allocate(DType::kF64, {1});
 }
 
+Optimizer::Group Optimizer::allocate_group(DeepSeek& model, DType dtype, bool decayed) {
+    int64_t size = 0;
+    model.visit([&](const std::string&, Param& param) {
+        if (param.trained() && is_decayed(param) == decayed) size += aligned_size(param);
+    });
+    Group group;
+    group.param = arena_.allocate(dtype, {size});
+    group.master = dtype == DType::kF32 ? group.param : arena_.allocate(DType::kF32, {size});
+    for (Tensor* state : {&group.m, &group.v, &group.grad}) *state = arena_.allocate(DType::kF32, {size});
+    for (const Tensor& state : {group.master, group.m, group.v, group.grad}) ops_.fill(state, 0);
+    return group;
+}
+
+// Gives every parameter its place, and to its master the value that it had.
+void Optimizer::bind(DeepSeek& model) {
+    int64_t next[2] = {0, 0};
+    model.visit([&](const std::string& name, Param& param) {
+        const Tensor source = param.weight.codes;
+        check(param.weight.scheme == Scheme::kPlain, "Optimizer: FP8 weights must be loaded as bf16 or f32 to be trained");
+        State state{name, &param, {}, {}, {}};
+        if (param.trained()) {
+            const Group& group = is_decayed(param) ? decayed_ : undecayed_;
+            int64_t& at = next[is_decayed(param) ? 1 : 0];
+            param.weight = part(group.param, at, param);
+            param.grad = part(group.grad, at, param);
+            state.master = part(group.master, at, param);
+            state.m = part(group.m, at, param);
+            state.v = part(group.v, at, param);
+            at += aligned_size(param);
+        } else {
+            state.master = param.allocate(arena_, DType::kF32);
+            param.weight = state.master;
+        }
+        if (source) ops_.copy(state.master, source);
+        states_.push_back(state);
+    });
+}
+
+int64_t Optimizer::aligned_size(const Param& param) { return (param.size() + kAlignment - 1) / kAlignment * kAlignment; }
+
 void Optimizer::initialize(uint64_t seed, double std) {
+    ThreadPool pool(0);  // numbers depend on their place alone, so any threads will do
     for (size_t i = 0; i < states_.size(); ++i) {
         const State& state = states_[i];
         if (!state.param->is_matrix()) {
@@ -38,23 +80,22 @@ void Optimizer::initialize(uint64_t seed, double std) {
         }
         std::vector<float> values(static_cast<size_t>(state.param->size()));
         const Philox philox{seed, i};
-        for (size_t j = 0; j < values.size(); ++j) values[j] = static_cast<float>(std * philox.normal(j));
+        pool.parallel_for(state.param->size(), 1 << 16, [&](int64_t begin, int64_t end, int) {
+            for (auto j = static_cast<size_t>(begin); j < static_cast<size_t>(end); ++j)
+                values[j] = static_cast<float>(std * philox.normal(j));
+        });
         ops_.write(state.master, values.data());
     }
     masters_to_params();
 }
 
 void Optimizer::zero_gradients() {
-    for (const State& state : states_) {
-        if (state.param->trained()) ops_.fill(state.param->grad, 0);
-    }
+    for (const Group* group : {&decayed_, &undecayed_}) ops_.fill(group->grad, 0);
 }
 
 double Optimizer::gradient_norm() {
     ops_.fill(square_sum_, 0);
-    for (const State& state : states_) {
-        if (state.param->trained()) ops_.square_norm(square_sum_, state.param->grad);
-    }
+    for (const Group* group : {&decayed_, &undecayed_}) ops_.square_norm(square_sum_, group->grad);
     double sum = 0;
     ops_.read_back(&sum, square_sum_);
     return std::sqrt(sum);
@@ -71,17 +112,13 @@ bool Optimizer::weights_finite() {
 void Optimizer::step(const AdamWStep& rule) {
     AdamWStep undecayed = rule;
     undecayed.weight_decay = 0;
-    for (const State& state : states_) {
-        if (!state.param->trained()) continue;
-        ops_.adamw(state.param->weight.codes, state.master, state.m, state.v, state.param->grad,
-                   state.param->is_matrix() ? rule : undecayed);
-    }
+    ops_.adamw(decayed_.param, decayed_.master, decayed_.m, decayed_.v, decayed_.grad, rule);
+    ops_.adamw(undecayed_.param, undecayed_.master, undecayed_.m, undecayed_.v, undecayed_.grad, undecayed);
 }
 
 void Optimizer::masters_to_params() {
-    for (const State& state : states_) {
-        if (state.param->weight.codes.data != state.master.data) ops_.copy(state.param->weight.codes, state.master);
-    }
+    for (const Group* group : {&decayed_, &undecayed_})
+        if (group->param.data != group->master.data) ops_.copy(group->param, group->master);
 }
 
 }  // namespace fathom

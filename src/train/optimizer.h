@@ -41,9 +41,23 @@ public:
     [[nodiscard]] int64_t bytes() const { return arena_.used(); }
 
 private:
+    // Parameters that one rule updates lie one after the other, so that a step is a few long operations and not many short
+    // ones. Each begins at a multiple of kAlignment elements; what lies between is zero and stays so. [n] each.
+    struct Group {
+        Tensor param;   // in the parameters' type
+        Tensor master;  // f32; `param` itself when that is f32
+        Tensor m, v, grad;
+    };
+    static constexpr int64_t kAlignment = 64;
+
     Ops& ops_;
     Arena arena_;
     std::vector<State> states_;
+    Group decayed_, undecayed_;  // matrices; norms and biases
+
+    [[nodiscard]] Group allocate_group(DeepSeek& model, DType dtype, bool decayed);
+    void bind(DeepSeek& model);
+    [[nodiscard]] static int64_t aligned_size(const Param& param);
     Tensor square_sum_;  // [1] f64
 };
 
