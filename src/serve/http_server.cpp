@@ -237,7 +237,8 @@ private:
 void Connection::read() {
     if (reading_ || closed_ || received_.size() > kSentAhead) return;
     reading_ = true;
-    buffer_.resize(parser_ ? kLargeRead : kSmallRead);
+    // Only here, where no read is under way, may the buffer change; one that waits is small.
+    if (const size_t wanted = parser_ ? kLargeRead : kSmallRead; buffer_.size() != wanted) buffer_ = std::vector<char>(wanted);
     stream_.read_some(asio::buffer(buffer_), [self = shared_from_this()](const Code& error, size_t bytes) {
         self->reading_ = false;
         if (error) return self->close();
@@ -269,8 +270,6 @@ void Connection::parse() {
     }
     HttpRequest request = parser_->take();
     parser_.reset();
-    buffer_.clear();
-    buffer_.shrink_to_fit();
     request.client = client_;
     read_timer_.cancel();
     handle(std::move(request));
