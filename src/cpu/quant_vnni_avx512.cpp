@@ -12,6 +12,7 @@ namespace fathom {
 namespace {
 
 constexpr int kMaxRows = 12;
+constexpr int64_t kAhead = 2048;  // bytes
 
 __m512 halves(const uint8_t* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
 __m512 unsigned_bytes(const uint8_t* from) {
@@ -124,6 +125,11 @@ void multiply_rows(const PanelTile& tile, int64_t row, int64_t panel) {
     for (int r = 0; r < R; ++r) y[r] = _mm512_setzero_ps();
     for (int64_t s = 0; s < tile.steps; ++s, codes += F::kStepBytes, q += kPanelStep, ++of_row) {
         const int64_t g = s % F::kSteps;
+        if constexpr (R <= 2) {  // from memory: the hardware's prefetch stops where a page ends
+#pragma GCC unroll 8
+            for (int64_t line = 0; line < F::kStepBytes; line += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + line), _MM_HINT_T0);
+        }
         constexpr int kGroups = F::kHalfGroups ? 2 : 1;
 #pragma GCC unroll 2
         for (int half = 0; half < kGroups; ++half) {

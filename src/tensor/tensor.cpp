@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/mman.h>
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -13,8 +14,10 @@ namespace fathom {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+// Memory of at least this size asks for pages of 2 MiB: weights are streamed, and 4 KiB pages cost a table walk every 4 KiB.
+constexpr int64_t kHugePage = int64_t{2} << 20, kHugeFrom = 4 * kHugePage;
 
-constexpr int64_t round_up(int64_t value) { return (value + kAlignment - 1) / kAlignment * kAlignment; }
+constexpr int64_t round_up(int64_t value, int64_t step = kAlignment) { return (value + step - 1) / step * step; }
 
 }  // namespace
 
@@ -104,12 +107,14 @@ Weight Weight::rows(int64_t begin, int64_t end) const {
 }
 
 Buffer Buffer::host(int64_t bytes) {
-    const auto padded = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1)));
-    void* memory = std::aligned_alloc(kAlignment, padded);
+    const int64_t alignment = bytes >= kHugeFrom ? kHugePage : kAlignment;
+    const auto padded = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment));
+    void* memory = std::aligned_alloc(static_cast<size_t>(alignment), padded);
     if (memory == nullptr) {
         throw Error(ErrorKind::kMemory, fmt::format("cannot allocate {} of memory: use a smaller batch, context or model",
                                                     human_bytes(static_cast<double>(bytes))));
     }
+    if (alignment == kHugePage) ::madvise(memory, padded, MADV_HUGEPAGE);  // a wish: refused, memory works as well
     std::memset(memory, 0, padded);
     return {memory, bytes, [](void* address) { std::free(address); }};
 }
