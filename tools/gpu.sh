@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# ./run gpu-bundle builds here what travels to a machine with a GPU; ./run gpu-test and gpu-bench run there from it. Parts that
+# passed before are not run again; every part ends within eight minutes; the report is one CSV.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+
+readonly kBundle=${FATHOM_GPU_BUNDLE:-build/gpu-bundle}
+readonly kLimitMiB=18
+readonly kTests=(test_cuda_ops test_cuda_bf16 test_cuda_model)
+
+fail() {
+    printf 'gpu.sh: error: %s\n' "$*" >&2
+    exit 1
+}
+
+bundle() {
+    command -v nvcc >/dev/null || fail "no nvcc here: the bundle is built where CUDA 13 is installed"
+    cmake --preset cuda >/dev/null
+    cmake --build --preset cuda -j "${FATHOM_JOBS:-$(nproc)}" --target fathom fathom_cuda "${kTests[@]}"
+    rm -rf "$kBundle" && mkdir -p "$kBundle/lib"
+    local file
+    for file in fathom libfathom_cuda.so; do strip -o "$kBundle/$file" "build/cuda/$file"; done
+    for file in "${kTests[@]}"; do strip -o "$kBundle/$file" "build/cuda/tests/$file"; done
+    # What Ubuntu does not have under the same name; the C++ runtime and glibc there are newer than ours.
+    ldd "$kBundle"/fathom "$kBundle"/test_cuda_model | awk '$3 ~ /^\// {print $3}' | sort -u |
+        { grep -Ev '/(libc|libm|libgcc_s|libstdc\+\+|libpthread|libdl|librt|ld-linux.*|libfathom_cuda)\.so' || true; } |
+        while read -r file; do cp -L "$file" "$kBundle/lib/"; done
+    git log -1 --format='%h %s' >"$kBundle/commit"
+    du -sh "$kBundle"
+    local mib
+    mib=$(du -sm "$kBundle" | cut -f1)
+    [[ $mib -le $kLimitMiB ]] || fail "$kBundle has $mib MiB, more than $kLimitMiB"
+}
+
+# --- on the machine with the GPU ---
+
+readonly kReport=${FATHOM_GPU_REPORT:-bench/results/gpu-$(date +%F).csv}
+
+# part NAME COMMAND...: runs a command unless it passed before, and adds a line to the report.
+part() {
+    local name=$1 began=$SECONDS status=pass log
+    shift
+    if grep -q "^$name,pass," "$kReport"; then
+        echo "$name passed before"
+        return
+    fi
+    log=$(mktemp)
+    timeout 480 "$@" >"$log" 2>&1 || status=FAIL
+    tail -n 25 "$log"
+    printf '%s,%s,%d,"%s"\n' "$name" "$status" $((SECONDS - began)) "$(tail -n 1 "$log" | tr '",' "' ")" | tee -a "$kReport"
+    rm -f "$log"
+}
+
+begin_report() {
+    [[ -x $kBundle/fathom ]] || fail "$kBundle has no bundle: build it with ./run gpu-bundle and bring it here"
+    command -v nvidia-smi >/dev/null || fail "there is no NVIDIA GPU here"
+    export LD_LIBRARY_PATH=$PWD/$kBundle/lib:$PWD/$kBundle
+    mkdir -p "$(dirname "$kReport")"
+    [[ -f $kReport ]] && return
+    printf '# %s; %s; commit %s\npart,status,seconds,last line\n' "$(date -u +'%F %T UTC')" \
+        "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader)" "$(cat "$kBundle/commit")" >"$kReport"
+}
+
+# Two runs and one that was interrupted and resumed end with the same bytes.
+same_bytes() {
+    local compute=$1 work run sums
+    work=$(mktemp -d)
+    local settings=(job.dir="$work/a" training.steps=6 checkpoint.every=3 training.dtype=bf16)
+    local train=("$kBundle/fathom" --quiet --device cuda --compute "$compute" train tests/data/resume.toml)
+    "${train[@]}" "${settings[@]}"
+    "${train[@]}" "${settings[@]}" job.dir="$work/b"
+    "${train[@]}" "${settings[@]}" job.dir="$work/c" --resume "$work/a/checkpoints/step-00000003"
+    for run in a b c; do
+        (cd "$work/$run/checkpoints/step-00000006" && cat model.safetensors optimizer/*.safetensors | sha256sum)
+    done | tee "$work/sums"
+    sums=$(sort -u "$work/sums" | wc -l)
+    rm -rf "$work"
+    [[ $sums -eq 1 ]] && echo "three runs of $compute, one of them resumed, end with the same bytes"
+}
+
+same_text() {
+    local text
+    text=$("$kBundle/fathom" --quiet generate models/stories --prompt "Once upon a time" --temperature 0 --max-new-tokens 80 --device "$1")
+    printf '%s' "$text" | sha256sum
+}
+cpu_and_gpu_agree() {
+    [[ "$(same_text cpu)" == "$(same_text cuda)" ]] && echo "80 greedy tokens of models/stories are the same on CPU and GPU"
+}
+
+sanitize() {
+    command -v compute-sanitizer >/dev/null || fail "no compute-sanitizer here"
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$kBundle/$2" --gtest_brief=1 --gtest_filter="$3"
+}
+
+gpu_test() {
+    begin_report
+    local name
+    for name in "${kTests[@]}"; do part "$name" env FATHOM_TEST_DATA="$PWD/tests/data" "$kBundle/$name" --gtest_brief=1; done
+    part same-bytes-f32 "$BASH" "$0" call same_bytes f32
+    part same-bytes-bf16 "$BASH" "$0" call same_bytes bf16
+    part cpu-and-gpu "$BASH" "$0" call cpu_and_gpu_agree
+    part memcheck "$BASH" "$0" call sanitize memcheck test_cuda_ops '-OneArithmetic.*'
+    part memcheck-bf16 "$BASH" "$0" call sanitize memcheck test_cuda_bf16 '*Attention*:*Long*:*Groups*'
+    part racecheck "$BASH" "$0" call sanitize racecheck test_cuda_ops 'Routing.*:Dispatch.*:Memory.*:NormRope.*'
+    part racecheck-bf16 "$BASH" "$0" call sanitize racecheck test_cuda_bf16 '*Attention*:*Long*'
+    part initcheck "$BASH" "$0" call sanitize initcheck test_cuda_ops '-OneArithmetic.*'
+    cat "$kReport"
+    ! grep -q ',FAIL,' "$kReport"
+}
+
+gpu_bench() {
+    begin_report
+    local fathom=("$kBundle/fathom" --quiet --device cuda) compute
+    for compute in f32 bf16; do
+        part "train-stories-$compute" "${fathom[@]}" --compute "$compute" bench train --random-config models/stories.toml --rows 32
+    done
+    part train-1.3b "${fathom[@]}" --compute bf16 bench train --random-config bench/configs/moe-1.3b-a0.28b.json --rows 8 \
+        --sequence-length 2048 --dtype bf16 --steps 3
+    part decode-v2-lite "${fathom[@]}" --compute bf16 bench decode --random-config bench/configs/v2-lite.json --dtype bf16
+    part prefill-v2-lite "${fathom[@]}" --compute bf16 bench prefill --random-config bench/configs/v2-lite.json --dtype bf16 \
+        --batch 8 --prompt-tokens 1024
+    cat "$kReport"
+}
+
+case "${1:-}" in
+    bundle) bundle ;;
+    test) gpu_test ;;
+    bench) gpu_bench ;;
+    call) shift && "$@" ;;
+    *) fail "usage: gpu.sh bundle|test|bench" ;;
+esac
