@@ -107,14 +107,22 @@ Weight Weight::rows(int64_t begin, int64_t end) const {
 }
 
 Buffer Buffer::host(int64_t bytes) {
-    const int64_t alignment = bytes >= kHugeFrom ? kHugePage : kAlignment;
-    const auto padded = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment));
-    void* memory = std::aligned_alloc(static_cast<size_t>(alignment), padded);
-    if (memory == nullptr) {
+    const auto fail = [bytes] {
         throw Error(ErrorKind::kMemory, fmt::format("cannot allocate {} of memory: use a smaller batch, context or model",
                                                     human_bytes(static_cast<double>(bytes))));
+    };
+    if (bytes >= kHugeFrom) {  // the kernel gives zeroed pages, when they are first touched
+        const auto size = static_cast<size_t>(round_up(bytes, kHugePage) + kHugePage);
+        void* const map = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map == MAP_FAILED) fail();
+        ::madvise(map, size, MADV_HUGEPAGE);  // a wish: where it is refused, memory works as well
+        void* const memory = static_cast<std::byte*>(map) +
+                             (round_up(reinterpret_cast<int64_t>(map), kHugePage) - reinterpret_cast<int64_t>(map));
+        return {memory, bytes, [map, size](void*) { ::munmap(map, size); }};
     }
-    if (alignment == kHugePage) ::madvise(memory, padded, MADV_HUGEPAGE);  // a wish: refused, memory works as well
+    const auto padded = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1)));
+    void* memory = std::aligned_alloc(kAlignment, padded);
+    if (memory == nullptr) fail();
     std::memset(memory, 0, padded);
     return {memory, bytes, [](void* address) { std::free(address); }};
 }
