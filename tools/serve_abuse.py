@@ -5,6 +5,8 @@ Prints counts for docs/reliability.md; fails when the server dies, answers 5xx, 
 """
 import argparse
 import asyncio
+import collections
+import concurrent.futures
 import json
 import random
 import socket
@@ -78,22 +80,29 @@ def mutated(rng):
     return bytes(data)
 
 
-def mutate_all(port, count):
-    rng, statuses = random.Random(1), {}
-    for _ in range(count):
-        with socket.create_connection(("127.0.0.1", port), timeout=0.25) as client:
-            status = "closed"
-            try:
-                client.sendall(mutated(rng))
-                reply = client.recv(64)
-                if reply.startswith(b"HTTP/1.1 "):
-                    status = reply[9:12].decode("latin-1")
-            except TimeoutError:
-                status = "waits for more"  # a body that is shorter than it said: the client leaves
-            except OSError:
-                pass
-        statuses[status] = statuses.get(status, 0) + 1
-    return statuses
+def status_of(port, data):
+    with socket.create_connection(("127.0.0.1", port), timeout=0.25) as client:
+        try:
+            client.sendall(data)
+            reply = client.recv(4096)
+        except TimeoutError:
+            return "waits for more"  # a body that is shorter than it said: the client leaves
+        except OSError:
+            return "closed"
+    if not reply.startswith(b"HTTP/1.1 "):
+        return "closed"
+    if reply[9:10] == b"5":
+        print("5xx:", data, reply, flush=True)
+    return reply[9:12].decode("latin-1")
+
+
+def mutate_all(port, count, threads=16):
+    def work(thread):
+        rng = random.Random(thread)
+        return [status_of(port, mutated(rng)) for _ in range(count // threads)]
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return dict(collections.Counter(status for part in pool.map(work, range(threads)) for status in part))
 
 
 async def short_all(port, count, at_a_time=32):

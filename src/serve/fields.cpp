@@ -151,7 +151,7 @@ Json parse_body(std::string_view body) {
         Json json = Json::parse(body, within_depth);
         if (!json.is_object()) throw ApiError(400, "the request's body must be a JSON object");
         return json;
-    } catch (const Json::parse_error& error) {
+    } catch (const Json::exception& error) {    // also numbers beyond what a double holds
         const std::string what = error.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
         throw ApiError(400, "the request's body is not JSON: " + what.substr(std::min(what.find("] ") + 2, what.size())));
     }
