@@ -14,5 +14,5 @@ fi
 [[ -f build/dev/compile_commands.json ]] || cmake --preset dev >/dev/null
 end=$(($(date +%s) + ${FATHOM_TIDY_SECONDS:-330}))
 { git log -n 20 --name-only --format= -- 'src/*.cpp' 2>/dev/null && git ls-files 'src/*.cpp'; } |
-    awk 'NF && !seen[$0]++' | while read -r file; do [[ ! -f $file ]] || echo "$file"; done |
+    awk 'NF && !seen[$0]++' | while read -r file; do if [[ -f $file ]] && grep -q "/$file\"" build/dev/compile_commands.json; then echo "$file"; fi; done |
     xargs -P "$(nproc)" -n 1 tools/tidy.sh --one "$end"
