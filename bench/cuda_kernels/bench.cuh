@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -69,8 +70,8 @@ inline void to_device(void* device, const void* host, size_t bytes) {
 }
 
 struct Comparison {
-    double error = 0;        // ||a - ref|| / ||ref||
-    int64_t misplaced = 0;   // written where the reference is not, or not written where it is (NaN marks "not written")
+    double error = 0;       // ||a - ref|| / ||ref||
+    int64_t misplaced = 0;  // written where the reference is not, or not written where it is (NaN marks "not written")
 };
 template <typename T>
 Comparison compare(const void* got, const void* reference, size_t count) {
@@ -127,5 +128,11 @@ double median_ms(F&& f, int rounds = 21, int warm_up = 3) {
 
 void check_gemm();
 void time_gemm();
+void check_fp8();
+void time_fp8();
+void check_mla();
+void time_mla();
+void check_attention();
+void time_attention();
 
 }  // namespace fathom::hopper

@@ -1,4 +1,7 @@
-// Grouped products: against a plain kernel that sums in f64, over random shapes with empty and single-row groups; then the rates.
+// Grouped products: against a plain kernel that sums in f64, over random shapes with empty and single-row groups; then the
+// rates.
+#include <cuda_fp8.h>
+
 #include "bench.cuh"
 #include "cuda/hopper_gemm.h"
 
@@ -20,13 +23,15 @@ __global__ void reference_rows(float* out, const bf16* a, const bf16* w, Grouped
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     const int64_t z = blockIdx.y, row = i / width, column = i % width;
     if (row >= g.rows) return;
-    const int group = g.offsets == nullptr ? static_cast<int>(z) : group_of(g.offsets, static_cast<int>(g.groups), static_cast<int>(row));
+    const int group =
+        g.offsets == nullptr ? static_cast<int>(z) : group_of(g.offsets, static_cast<int>(g.groups), static_cast<int>(row));
     if (group < 0) return;
     const bf16* x = a + row * (dgrad ? g.y_row : g.x_row) + z * (dgrad ? g.y_group : g.x_group);
     double sum = 0;
     for (int64_t k = 0; k < depth; ++k) {
         const int64_t at = dgrad ? k * g.w_row + column : column * g.w_row + k;
-        sum += static_cast<double>(static_cast<float>(x[k])) * static_cast<double>(static_cast<float>(w[group * g.w_group + at]));
+        sum +=
+            static_cast<double>(static_cast<float>(x[k])) * static_cast<double>(static_cast<float>(w[group * g.w_group + at]));
     }
     out[row * (dgrad ? g.x_row : g.y_row) + z * (dgrad ? g.x_group : g.y_group) + column] = static_cast<float>(sum);
 }
@@ -93,7 +98,8 @@ void check_case(const Case& c, Form form, Output type, uint64_t seed) {
     const unsigned depth = c.batched || form == Form::kWgrad ? c.groups : 1;
     if (form == Form::kWgrad) {  // accumulates: starts from something
         for (const Device* d : {&out, &again, &reference}) fill_random(d->as<float>(), count, seed + 4);
-        reference_wgrad<<<dim3(blocks(int64_t{c.out} * c.in), depth), 256>>>(reference.as<float>(), y.as<bf16>(), x.as<bf16>(), g);
+        reference_wgrad<<<dim3(blocks(int64_t{c.out} * c.in), depth), 256>>>(reference.as<float>(), y.as<bf16>(), x.as<bf16>(),
+                                                                             g);
     } else {
         for (const Device* d : {&out, &again, &reference}) d->poison();
         const bool dgrad = form == Form::kDgrad;
@@ -140,20 +146,90 @@ void time_case(int groups, int rows_per_group, int out, int in, Form form, Outpu
     const bf16* b = form == Form::kWgrad ? x.as<bf16>() : w.as<bf16>();
     const double ms = median_ms([&] { run(form, type, g, result, a, b); });
     const double flops = 2.0 * static_cast<double>(rows) * out * in;
-    const double bytes = 2.0 * static_cast<double>(rows) * (out + in) + static_cast<double>(w_count) * (form == Form::kWgrad ? 8 : 2);
+    const double bytes =
+        2.0 * static_cast<double>(rows) * (out + in) + static_cast<double>(w_count) * (form == Form::kWgrad ? 8 : 2);
     const double floor_ms = std::max(flops / 779e9, bytes / 2976e6);
     const char* names[] = {"forward", "dgrad", "wgrad"};
     std::printf("TIME gemm %-7s %3d x %4d rows, out %4d, in %4d: %8.1f us %6.1f TFLOP/s, limit %6.1f, ratio %.3f\n",
-                names[static_cast<int>(form)], groups, rows_per_group, out, in, ms * 1e3, flops / ms / 1e9, flops / floor_ms / 1e9,
-                floor_ms / ms);
+                names[static_cast<int>(form)], groups, rows_per_group, out, in, ms * 1e3, flops / ms / 1e9,
+                flops / floor_ms / 1e9, floor_ms / ms);
     std::fflush(stdout);
+}
+
+using fp8 = __nv_fp8_e4m3;
+
+__global__ void reference_fp8(float* y, const fp8* x, const fp8* w, Fp8Scales s, GroupedGemm g) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, row = i / g.out, o = i % g.out;
+    if (row >= g.rows) return;
+    const int group = group_of(g.offsets, static_cast<int>(g.groups), static_cast<int>(row));
+    if (group < 0) return;
+    double sum = 0;
+    for (int64_t k = 0; k < g.in; ++k)
+        sum += static_cast<double>(static_cast<float>(x[row * g.x_row + k])) *
+               static_cast<double>(s.x[k / 128 * s.x_row + row]) *
+               static_cast<double>(static_cast<float>(w[group * g.w_group + o * g.w_row + k])) *
+               static_cast<double>(s.w[(group * ((g.out + 127) / 128) + o / 128) * (g.in / 128) + k / 128]);
+    y[row * g.y_row + o] = static_cast<float>(sum);
+}
+
+// An FP8 case; timed when `sizes` are equal, else checked.
+void fp8_case(const std::vector<int>& sizes, int out, int in, bool timed) {
+    std::vector<int32_t> offsets{0};
+    for (int size : sizes) offsets.push_back(offsets.back() + size);
+    const Device device_offsets(offsets.size() * 4);
+    to_device(device_offsets.pointer, offsets.data(), offsets.size() * 4);
+    const int64_t rows = offsets.back() + (timed ? 0 : 3), groups = static_cast<int64_t>(sizes.size());
+    const GroupedGemm g{.groups = groups,
+                        .rows = rows,
+                        .out = out,
+                        .in = in,
+                        .offsets = device_offsets.as<int32_t>(),
+                        .x_row = in,
+                        .y_row = out,
+                        .w_row = in,
+                        .w_group = int64_t{out} * in};
+    const int64_t scale_row = (rows + 3) / 4 * 4, w_scales = groups * ((out + 127) / 128) * (in / 128);
+    const Device x(rows * in), w(groups * out * in), y(rows * out * 2), y2(rows * out * 2), ref(rows * out * 4);
+    const Device xs(scale_row * (in / 128) * 4), ws(w_scales * 4);
+    fill_random(x.as<fp8>(), rows * in, 1, 30.F);
+    fill_random(w.as<fp8>(), groups * out * in, 2, 30.F);
+    fill_random(xs.as<float>(), scale_row * (in / 128), 3);
+    fill_random(ws.as<float>(), w_scales, 4);
+    const Fp8Scales scales{xs.as<float>(), scale_row, ws.as<float>()};
+    if (timed) {
+        const double ms = median_ms([&] { grouped_matmul_fp8(y.pointer, x.pointer, w.pointer, scales, g, nullptr); });
+        const double flops = 2.0 * static_cast<double>(rows) * out * in;
+        std::printf("TIME gemm fp8 %3d x %4d rows, out %4d, in %4d: %8.1f us %6.1f TFLOP/s, limit 1383, ratio %.3f\n",
+                    static_cast<int>(groups), sizes[0], out, in, ms * 1e3, flops / ms / 1e9, flops / ms / 1e9 / 1383);
+        std::fflush(stdout);
+        return;
+    }
+    for (const Device* d : {&y, &y2, &ref}) d->poison();
+    grouped_matmul_fp8(y.pointer, x.pointer, w.pointer, scales, g, nullptr);
+    grouped_matmul_fp8(y2.pointer, x.pointer, w.pointer, scales, g, nullptr);
+    reference_fp8<<<blocks(rows * out), 256>>>(ref.as<float>(), x.as<fp8>(), w.as<fp8>(), scales, g);
+    require(cudaDeviceSynchronize(), "FP8 product");
+    verdict("gemm fp8 " + std::to_string(groups) + " groups, out " + std::to_string(out) + ", in " + std::to_string(in),
+            compare<bf16>(y.pointer, ref.pointer, rows * out), 4e-3, same_bytes(y.pointer, y2.pointer, rows * out * 2));
 }
 
 }  // namespace
 
+void check_fp8() {
+    fp8_case({128}, 128, 128, false);
+    fp8_case({100, 0, 1, 300, 77}, 264, 640, false);
+    fp8_case(std::vector<int>(40, 13), 512, 1408, false);
+}
+void time_fp8() {
+    fp8_case(std::vector<int>(8, 4096), 4096, 7168, true);
+    fp8_case(std::vector<int>(64, 256), 2816, 2048, true);
+    fp8_case(std::vector<int>(64, 1536), 1024, 1024, true);
+}
+
 void check_gemm() {
-    const Case cases[] = {{1, 128, 256, 64, true},    {1, 200, 264, 72, true},   {3, 100, 128, 192, false}, {8, 300, 512, 320, false},
-                          {64, 40, 136, 1408, false}, {5, 700, 1032, 104, false}, {16, 130, 128, 512, true}, {200, 5, 64, 256, false}};
+    const Case cases[] = {{1, 128, 256, 64, true},   {1, 200, 264, 72, true},    {3, 100, 128, 192, false},
+                          {8, 300, 512, 320, false}, {64, 40, 136, 1408, false}, {5, 700, 1032, 104, false},
+                          {16, 130, 128, 512, true}, {200, 5, 64, 256, false}};
     uint64_t seed = 100;
     for (const Case& c : cases)
         for (const auto& [form, type] : {std::pair{Form::kForward, Output::kBf16}, std::pair{Form::kForward, Output::kF32},

@@ -1,4 +1,5 @@
-// hopper_bench SECTION...: checks and times the Hopper kernels; sections: gemm-check gemm-time. Exit code 1 when a check fails.
+// hopper_bench SECTION...: checks and times the Hopper kernels. Sections: gemm-check gemm-time fp8-check fp8-time mla-check
+// mla-time attention-check attention-time. Exit code 1 when a check fails.
 #include <exception>
 #include <functional>
 #include <map>
@@ -7,7 +8,14 @@
 
 int main(int argc, char** argv) {
     using namespace fathom::hopper;
-    const std::map<std::string, std::function<void()>> sections = {{"gemm-check", check_gemm}, {"gemm-time", time_gemm}};
+    const std::map<std::string, std::function<void()>> sections = {{"gemm-check", check_gemm},
+                                                                   {"gemm-time", time_gemm},
+                                                                   {"fp8-check", check_fp8},
+                                                                   {"fp8-time", time_fp8},
+                                                                   {"mla-check", check_mla},
+                                                                   {"mla-time", time_mla},
+                                                                   {"attention-check", check_attention},
+                                                                   {"attention-time", time_attention}};
     try {
         for (int i = 1; i < argc; ++i) {
             const auto found = sections.find(argv[i]);

@@ -3,24 +3,25 @@
 // Persistent pairs of blocks (clusters of 2). A block computes tiles of 128 x 256: one warp of the first warpgroup copies
 // 64-deep slices of both operands into a ring of 4 stages, two warpgroups multiply 64 x 256 each (128 sums per thread). The two
 // blocks of a pair share one operand: tiles above each other share the columns' operand, or side by side the rows' operand,
-// each block copies half of it into both (bytes from L2 per slice: 32 or 40 instead of 48 KB per 2.1 M multiply-adds). Tiles go
-// through a group in bands of 8 pairs of row tiles so that both operands of the tiles in flight stay in L2. All operands are
-// made of 64 x 64 boxes with 128-byte swizzle, and wgmma reads either along k or across it: forward, dgrad and wgrad are one
-// kernel. wgrad sums over rows of a group that ends inside a slice: the rows behind the end are zeroed in shared memory. FLOPs
-// 2 rows out in; bytes 2 (rows (in + out) + groups out in). Measured: docs/performance.md, "Hopper kernels".
+// each block copies half of it into both (bytes from L2 per slice: 32 or 40 instead of 48 KB per 2.1 M multiply-adds). All
+// operands are made of 64 x 64 boxes with 128-byte swizzle, and wgmma reads either along k or across it: forward, dgrad and
+// wgrad are one kernel. wgrad sums over rows of a group that ends inside a slice: the rows behind the end are zeroed in shared
+// memory.
+// FLOPs 2 rows out in; bytes 2 (rows (in + out) + groups out in). Measured: docs/performance.md, "Hopper kernels".
 #include <algorithm>
 
 #include "base/error.h"
 #include "cuda/hopper_gemm.h"
 #include "cuda/hopper_launch.h"
 #include "cuda/hopper_ptx.cuh"
+#include "cuda/hopper_schedule.cuh"
 #include "cuda/hopper_store.cuh"
 
 namespace fathom::hopper {
 
 namespace {
 
-constexpr int kTileM = 128, kTileN = 256, kTileK = 64;
+constexpr int kTileN = 256, kTileK = 64;
 constexpr int kStages = 4;
 constexpr int kBox = 64 * 64 * 2;  // bytes of a 64 x 64 box
 constexpr int kBoxesA = kTileM / 64, kBoxesB = kTileN / 64;
@@ -28,105 +29,15 @@ constexpr int kStageBytes = (kBoxesA + kBoxesB) * kBox;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kConsumerWarps = kConsumers / kWarp;
-constexpr int kBand = 8;
-constexpr int kMaxGroups = 1024;
-
-struct Params {
-    void* out;
-    const int32_t* offsets;
-    int64_t out_row, out_group;
-    int groups, rows;
-    int m, n, k;           // the fixed extents: kRaggedK: m, n; else n, k
-    int a_group, b_group;  // 1 where the third coordinate of the operand is the group
-    bool share_a;          // the pair lies side by side (512 columns) and shares A; else above each other (256 rows), shares B
-};
 
 struct Shared {
     alignas(1024) uint8_t stage[kStages][kStageBytes];
     alignas(1024) uint8_t staging[kConsumerWarps][kStagingBytes];
     alignas(8) uint64_t full[kStages];
     uint64_t empty[kStages];
-    int32_t row[kMaxGroups + 1];   // first row of each group
-    int32_t unit_end[kMaxGroups];  // tiles of pairs up to and including each group
+    GroupPlan plan;
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
-
-// What one block of a pair does next.
-struct Tile {
-    int group, first_row, last_row;  // rows of the group
-    int m, n;                        // first row (of the group, or of A when kRaggedK) and first column
-    int k_blocks;
-};
-
-template <bool kRaggedK>
-class Schedule {
-public:
-    __device__ Schedule(const Shared& shared, const Params& p, int rank)
-        : shared_(shared),
-          p_(p),
-          rank_(rank),
-          unit_(static_cast<int>(blockIdx.x) / 2) {}
-
-    __device__ bool next(Tile& tile) {
-        while (group_ < p_.groups && unit_ >= shared_.unit_end[group_]) before_ = shared_.unit_end[group_++];
-        if (group_ >= p_.groups) return false;
-        tile.group = group_;
-        tile.first_row = shared_.row[group_];
-        tile.last_row = p_.offsets != nullptr ? shared_.row[group_ + 1] : p_.rows;
-        const int rows = tile.last_row - tile.first_row;
-        const int m_units = units_m(p_, kRaggedK ? p_.m : rows);
-        const int unit = unit_ - before_;
-        const int n_units = units_n(p_);
-        const int band = unit / (kBand * n_units);
-        const int band_height = min(kBand, m_units - band * kBand);
-        const int inside = unit - band * kBand * n_units;
-        const int m_unit = band * kBand + inside % band_height, n_unit = inside / band_height;
-        tile.m = p_.share_a ? m_unit * kTileM : (2 * m_unit + rank_) * kTileM;
-        tile.n = p_.share_a ? (2 * n_unit + rank_) * kTileN : n_unit * kTileN;
-        tile.k_blocks = ((kRaggedK ? rows : p_.k) + kTileK - 1) / kTileK;
-        unit_ += static_cast<int>(gridDim.x) / 2;
-        return true;
-    }
-
-    static __device__ int units_m(const Params& p, int m) {
-        const int height = p.share_a ? kTileM : 2 * kTileM;
-        return (m + height - 1) / height;
-    }
-    static __device__ int units_n(const Params& p) {
-        const int width = p.share_a ? 2 * kTileN : kTileN;
-        return (p.n + width - 1) / width;
-    }
-
-private:
-    const Shared& shared_;
-    const Params& p_;
-    int rank_, unit_, group_ = 0, before_ = 0;
-};
-
-// The first warp fills in where groups begin and how many tiles (of pairs) lie up to their ends.
-template <bool kRaggedK>
-__device__ void plan_groups(Shared& shared, const Params& p) {
-    using Sched = Schedule<kRaggedK>;
-    int before = 0;
-    for (int base = 0; base < p.groups; base += kWarp) {
-        const int g = base + lane_id();
-        int units = 0;
-        if (g < p.groups) {
-            const int first = p.offsets != nullptr ? p.offsets[g] : 0;
-            const int rows = (p.offsets != nullptr ? p.offsets[g + 1] : p.rows) - first;
-            shared.row[g] = first;
-            if (g + 1 == p.groups) shared.row[g + 1] = first + rows;
-            units = rows > 0 ? Sched::units_m(p, kRaggedK ? p.m : rows) * Sched::units_n(p) : 0;
-        }
-#pragma unroll
-        for (int step = 1; step < kWarp; step *= 2) {
-            const int other = __shfl_up_sync(0xffffffffU, units, step);
-            if (lane_id() >= step) units += other;
-        }
-        if (g < p.groups) shared.unit_end[g] = before + units;
-        before += __shfl_sync(0xffffffffU, units, kWarp - 1);
-    }
-}
 
 // Copies the 64 kBoxes rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy
 // takes them all, across k a copy can only be 64 wide.
@@ -150,8 +61,8 @@ __device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map
 }
 
 template <Major kA, Major kB, bool kRaggedK>
-__device__ void produce(Shared& shared, const CUtensorMap* map_a, const CUtensorMap* map_b, const Params& p, int rank) {
-    Schedule<kRaggedK> schedule(shared, p, rank);
+__device__ void produce(Shared& shared, const CUtensorMap* map_a, const CUtensorMap* map_b, const GemmParams& p, int rank) {
+    Schedule<kRaggedK, kTileN, kTileK> schedule(shared.plan, p, rank);
     Ring<kStages> ring;
     Tile tile;
     while (schedule.next(tile)) {
@@ -217,12 +128,12 @@ __device__ __forceinline__ void store_tile(float* out, int64_t out_row, const fl
 }
 
 template <Major kA, Major kB, bool kRaggedK, typename Out>
-__device__ void consume(Shared& shared, const Params& p, int rank) {
+__device__ void consume(Shared& shared, const GemmParams& p, int rank) {
     const int thread = static_cast<int>(threadIdx.x) - kWarpgroup;
     const int warpgroup = thread / kWarpgroup, warp = thread / kWarp;
     // A's boxes are 64 rows each, so a warpgroup's half is box `warpgroup` in both orders.
     const uint32_t stages = smem_address(shared.stage[0]);
-    Schedule<kRaggedK> schedule(shared, p, rank);
+    Schedule<kRaggedK, kTileN, kTileK> schedule(shared.plan, p, rank);
     Ring<kStages> ring;
     Tile tile;
     const auto release = [&](int stage) {  // this warp no longer reads the stage: tell both blocks' producers
@@ -262,7 +173,8 @@ __device__ void consume(Shared& shared, const Params& p, int rank) {
 
 template <Major kA, Major kB, bool kRaggedK, typename Out>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
-    grouped_gemm_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, const Params p) {
+    grouped_gemm_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
+                        const GemmParams p) {
     extern __shared__ uint8_t raw[];
     Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
     const int rank = static_cast<int>(cluster_rank());
@@ -275,7 +187,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
         tma_prefetch(&map_a);
         tma_prefetch(&map_b);
     }
-    if (threadIdx.x >= kWarp && threadIdx.x < 2 * kWarp) plan_groups<kRaggedK>(shared, p);
+    if (threadIdx.x >= kWarp && threadIdx.x < 2 * kWarp) plan_groups<kRaggedK, kTileN, kTileK>(shared.plan, p);
     cluster_sync();
     if (threadIdx.x < kWarpgroup) {
         shrink_registers<40>();
@@ -288,7 +200,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
 }
 
 template <Major kA, Major kB, bool kRaggedK, typename Out>
-void launch(TensorMap3 a, TensorMap3 b, const Params& p, cudaStream_t stream) {
+void launch(TensorMap3 a, TensorMap3 b, const GemmParams& p, cudaStream_t stream) {
     if (kA == Major::kK) a.box_y = p.share_a ? kTileM / 2 : kTileM;
     if (kB == Major::kK) b.box_y = p.share_a ? kTileN : kTileN / 2;
     const auto kernel = grouped_gemm_kernel<kA, kB, kRaggedK, Out>;
@@ -298,33 +210,6 @@ void launch(TensorMap3 a, TensorMap3 b, const Params& p, cudaStream_t stream) {
     const CUtensorMap map_a = encode(a), map_b = encode(b);
     kernel<<<multiprocessors() / 2 * 2, kThreads, kBytes, stream>>>(map_a, map_b, p);
     require(cudaGetLastError(), "grouped_gemm_kernel");
-}
-
-// The arrangement of pairs that computes fewer padded elements, if the groups were of equal size.
-bool prefer_sharing_a(int64_t m, int64_t n) {
-    const auto padded = [](int64_t v, int64_t to) { return (v + to - 1) / to * to; };
-    return padded(m, kTileM) * padded(n, 2 * kTileN) < padded(m, 2 * kTileM) * padded(n, kTileN);
-}
-
-Params make_params(void* out, const GroupedGemm& g, int64_t m, int64_t n, int64_t k, int64_t out_row, int64_t out_group) {
-    check(g.groups >= 1 && g.groups <= kMaxGroups, "grouped product: between 1 and 1024 groups");
-    check(g.out % 8 == 0 && g.in % 8 == 0, "grouped product: widths must be multiples of 8");
-    check(g.x_row % 8 == 0 && g.y_row % 8 == 0 && g.w_row % 8 == 0,
-          "grouped product: rows must lie multiples of 8 elements apart");
-    check(reinterpret_cast<uintptr_t>(out) % 16 == 0, "grouped product: the result's address must be a multiple of 16");
-    const int batched = g.offsets == nullptr ? 1 : 0;
-    return {.out = out,
-            .offsets = g.offsets,
-            .out_row = out_row,
-            .out_group = out_group,
-            .groups = static_cast<int>(g.groups),
-            .rows = static_cast<int>(g.rows),
-            .m = static_cast<int>(m),
-            .n = static_cast<int>(n),
-            .k = static_cast<int>(k),
-            .a_group = batched,
-            .b_group = batched,
-            .share_a = prefer_sharing_a(m, n)};
 }
 
 // Rows of activations: [rows, width], one more dimension where groups lie beside each other.
@@ -342,15 +227,13 @@ TensorMap3 weights(const void* base, const GroupedGemm& g) {
     return {.base = base, .size_x = g.in, .size_y = g.out, .size_z = g.groups, .stride_y = g.w_row, .stride_z = g.w_group};
 }
 
-int64_t mean_rows(const GroupedGemm& g) { return g.offsets == nullptr ? g.rows : std::max<int64_t>(1, g.rows / g.groups); }
-
 }  // namespace
 
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0) return;
     check(g.in > 0, "grouped product: nothing to sum over");
     const int64_t y_group = g.offsets == nullptr ? g.y_group : 0;
-    Params p = make_params(y, g, mean_rows(g), g.out, g.in, g.y_row, y_group);
+    GemmParams p = gemm_params(y, g, kTileN, mean_rows(g), g.out, g.in, g.y_row, y_group);
     p.b_group = 1;
     const TensorMap3 a = activations(x, g, g.in, g.x_row, g.x_group), b = weights(w, g);
     if (type == Output::kBf16)
@@ -363,7 +246,7 @@ void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const G
     if (g.rows == 0 || g.in == 0) return;
     check(g.out > 0, "grouped product: nothing to sum over");
     const int64_t x_group = g.offsets == nullptr ? g.x_group : 0;
-    Params p = make_params(dx, g, mean_rows(g), g.in, g.out, g.x_row, x_group);
+    GemmParams p = gemm_params(dx, g, kTileN, mean_rows(g), g.in, g.out, g.x_row, x_group);
     p.b_group = 1;
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = weights(w, g);
     if (type == Output::kBf16)
@@ -374,7 +257,7 @@ void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const G
 
 void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0 || g.in == 0) return;
-    const Params p = make_params(dw, g, g.out, g.in, 0, g.w_row, g.w_group);
+    const GemmParams p = gemm_params(dw, g, kTileN, g.out, g.in, 0, g.w_row, g.w_group);
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = activations(x, g, g.in, g.x_row, g.x_group);
     launch<Major::kMN, Major::kMN, true, float>(a, b, p, stream);
 }

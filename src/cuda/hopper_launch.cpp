@@ -48,7 +48,8 @@ CUtensorMap encode(const TensorMap3& t) {
     CUtensorMap map{};
     const CUresult result =
         encode_tiled(&map, t.type, 3, const_cast<void*>(t.base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                     CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                     t.swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         throw Error(ErrorKind::kDevice, "cuTensorMapEncodeTiled refused a tensor map (error " + std::to_string(result) + ")");
     return map;

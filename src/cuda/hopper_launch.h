@@ -22,6 +22,7 @@ struct TensorMap3 {
     int64_t size_x = 0, size_y = 0, size_z = 1;
     int64_t stride_y = 0, stride_z = 0;
     int box_x = 64, box_y = 64;
+    bool swizzle = true;  // else box_x is free
 };
 [[nodiscard]] CUtensorMap encode(const TensorMap3& t);
 

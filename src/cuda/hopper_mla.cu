@@ -5,9 +5,9 @@
 // sequence leaves a partial result (f32, with its log-sum-exp) that a second kernel combines in order.
 // Per cache block: the first warpgroup computes S = Q K^T, softmax and O[:, :256] += P V; the second O[:, 256:] += P V, where V
 // is the same shared memory as K, read across. S of the next block is issued before P V of this one, so the tensor cores work
-// through the softmax. One warp copies: 9 boxes of 64 x 64 per block, each with its own barrier, two blocks in flight. FLOPs 2
-// x 64 x 1088 per row and cache block; bytes 64 x 1152. 16 heads are bound by memory (64-row tiles waste three quarters of the
-// arithmetic and still need 40 % of the time), 128 heads by arithmetic. Measured: docs/performance.md, "Hopper kernels".
+// through the softmax. One warp copies: 9 boxes of 64 x 64 per block, each with its own barrier, two blocks in flight.
+// FLOPs 2 x 64 x 1088 per row and cache block; bytes 64 x 1152. 16 heads are bound by memory (64-row tiles waste three quarters
+// of the arithmetic and still need 40 % of the time), 128 heads by arithmetic. Measured: docs/performance.md, "Hopper kernels".
 #include <cmath>
 
 #include "base/error.h"
@@ -28,12 +28,6 @@ constexpr int kHalf = kLatent / 2;  // channels of one warpgroup
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kBufferBytes = kChunks * kBox;
 constexpr int kPReady = 1, kPFree = 2, kCleared = 3;  // named barriers
-// Parts of a cache block in the order in which they become free, are copied and are multiplied by Q: the rotary channels are
-// done with once S is, the right half of the values is multiplied while S of the next block still is, the left half after it.
-enum Part { kRope, kRight, kLeft };
-__device__ constexpr int chunk_at(int i) { return i == 0 ? 8 : (i + 3) % 8; }
-__device__ constexpr int part_of(int chunk) { return chunk == 8 ? kRope : chunk >= 4 ? kRight : kLeft; }
-
 struct Params {
     const int32_t* block_table;
     const int32_t* cu_q;
@@ -52,8 +46,8 @@ struct Shared {
     alignas(1024) uint8_t kv[2][kBufferBytes];
     uint4 p[4][kWarpgroup];    // P as the first warpgroup's threads hold it: the second's threads need the same
     float2 alpha[kWarpgroup];  // what O is multiplied by, of a thread's two rows
-    alignas(8) uint64_t full[2][3];
-    uint64_t empty[2][3];
+    alignas(8) uint64_t full[2][kChunks];
+    uint64_t empty[2];
     uint64_t q_full, q_empty;
     int32_t start, end, sequence, before;  // the range, its first sequence and the cache blocks before that
 };
@@ -142,7 +136,7 @@ private:
     int start_, end_, sequence_, before_, range_, row_block_;
 };
 
-constexpr int kAhead = 4;  // blocks whose pages are looked up early; the second of them is brought to L2
+constexpr int kAhead = 3;  // blocks whose pages are looked up early: a look-up takes as long as a copy
 
 // Which of the two buffers comes next, and the parity of its barriers.
 using Buffers = Ring<2>;
@@ -165,7 +159,7 @@ __device__ void produce(Shared& shared, const CUtensorMap* map_q, const CUtensor
         for (int c = 0; c < kChunks; ++c)
             tma_load(smem_address(shared.q) + c * kBox, map_q, q_full, 64 * c, s.first_token * p.heads + row_block * kRows, 0);
         const int32_t* pages = p.block_table + int64_t{s.sequence} * p.max_blocks;
-        int ahead[kAhead];  // the next pages; a look-up takes as long as a copy
+        int ahead[kAhead];
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) ahead[i] = pages[min(s.begin + i, s.end - 1)];
         for (int block = s.begin; block < s.end; ++block, ring.advance()) {
@@ -174,32 +168,29 @@ __device__ void produce(Shared& shared, const CUtensorMap* map_q, const CUtensor
             for (int i = 0; i + 1 < kAhead; ++i) ahead[i] = ahead[i + 1];
             ahead[kAhead - 1] = pages[min(block + kAhead, s.end - 1)];
             if (prefetch)
-                for (int c = row_block; c < kChunks; c += stride) tma_prefetch_box(map_kv, 64 * c, 0, ahead[1]);
-#pragma unroll
-            for (int i = 0; i < kChunks; ++i) {
-                const int c = chunk_at(i);
-                const uint32_t full = smem_address(&shared.full[ring.stage][part_of(c)]);
-                if (c % 4 == 0) {
-                    barrier_wait(smem_address(&shared.empty[ring.stage][part_of(c)]), ring.parity ^ 1);
-                    barrier_expect(full, c == 8 ? kBox : 4 * kBox);
-                }
+                for (int c = row_block; c < kChunks; c += stride) tma_prefetch_box(map_kv, 64 * c, 0, ahead[0]);
+            barrier_wait(smem_address(&shared.empty[ring.stage]), ring.parity ^ 1);
+            for (int c = 0; c < kChunks; ++c) {
+                const uint32_t full = smem_address(&shared.full[ring.stage][c]);
+                barrier_expect(full, kBox);
                 tma_load(smem_address(shared.kv[ring.stage]) + c * kBox, map_kv, full, 64 * c, 0, page);
             }
         }
     }
 }
 
-// S = Q K^T of one cache block. All of it must be there first: a wait among the products would split them into groups, and the
-// caller could not await the group before them alone.
+// S = Q K^T of one cache block, as its boxes arrive.
 __device__ __forceinline__ void issue_scores(Shared& shared, const Buffers& ring, float (&s)[32]) {
     const uint32_t q = smem_address(shared.q), k = smem_address(shared.kv[ring.stage]);
-    for (uint64_t& part : shared.full[ring.stage]) barrier_wait(smem_address(&part), ring.parity);
     pin_registers(s);
-    wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4 * kChunks; ++i) {
-        const int at = i / 4 * kBox + i % 4 * 32;
-        wgmma_bf16<64, Major::kK, Major::kK>(s, matrix_descriptor(q + at), matrix_descriptor(k + at), i > 0 ? 1 : 0);
+    for (int c = 0; c < kChunks; ++c) {
+        barrier_wait(smem_address(&shared.full[ring.stage][c]), ring.parity);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < 4; ++step)
+            wgmma_bf16<64, Major::kK, Major::kK>(s, matrix_descriptor(q + c * kBox + step * 32),
+                                                 matrix_descriptor(k + c * kBox + step * 32), c + step > 0 ? 1 : 0);
     }
     wgmma_commit();
 }
@@ -311,33 +302,31 @@ __device__ void consume_scores(Shared& shared, const Params& p, int range, int r
         issue_scores(shared, ring, s);
         wgmma_wait<0>();
         pin_registers(s);
-        release(&shared.empty[ring.stage][kRope]);
         for (int block = segment.begin; block < segment.end; ++block) {
             mask_scores(s, segment, block, row_block * kRows + row, p.heads);
             const float2 alpha = softmax_step(s, state, p.scale_log2);
+            wgmma_wait<0>();  // O += P V of the block before
+            pin_registers(o);
+            if (block > segment.begin) release(&shared.empty[ring.stage ^ 1]);
             pack_rows(packed, s);
             hand_over(shared, packed, alpha, thread);
             rescale(o, alpha);
             const uint32_t v = smem_address(shared.kv[ring.stage]);
             ring.advance();
             if (block + 1 < segment.end) {
-                issue_values(o, packed, v);
                 issue_scores(shared, ring, s);
+                issue_values(o, packed, v);
                 wgmma_wait<1>();
-                release(&shared.empty[ring.stage ^ 1][kLeft]);
-                wgmma_wait<0>();
-                pin_registers(o);
                 pin_registers(s);
-                release(&shared.empty[ring.stage][kRope]);
             } else {
                 release(&shared.q_empty);
                 clear_behind(v, segment, block, thread);
                 issue_values(o, packed, v);
-                wgmma_wait<0>();
-                pin_registers(o);
-                release(&shared.empty[ring.stage ^ 1][kLeft]);
             }
         }
+        wgmma_wait<0>();
+        pin_registers(o);
+        release(&shared.empty[ring.stage ^ 1]);
         const float sum[2] = {quad_sum(state.sum[0]), quad_sum(state.sum[1])};
         const float2 inverse{sum[0] > 0 ? 1 / sum[0] : 0.F, sum[1] > 0 ? 1 / sum[1] : 0.F};
         hand_over(shared, packed, inverse, thread);
@@ -376,13 +365,13 @@ __device__ void consume_values(Shared& shared, const Params& p, int range, int r
         for (int block = segment.begin; block < segment.end; ++block, ring.advance()) {
             const float2 alpha = take_over(shared, packed, thread);
             rescale(o, alpha);
-            barrier_wait(smem_address(&shared.full[ring.stage][kRight]), ring.parity);
+            for (int c = 4; c < 8; ++c) barrier_wait(smem_address(&shared.full[ring.stage][c]), ring.parity);
             const uint32_t v = smem_address(shared.kv[ring.stage]) + 4 * kBox;
             if (block + 1 == segment.end) clear_behind(v, segment, block, thread);
             issue_values(o, packed, v);
             wgmma_wait<0>();
             pin_registers(o);
-            release(&shared.empty[ring.stage][kRight]);
+            release(&shared.empty[ring.stage]);
         }
         const float2 inverse = take_over(shared, packed, thread);
         store_rows(p, segment, o, inverse, row_block, row, 1);
@@ -397,8 +386,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int range = static_cast<int>(blockIdx.x) / p.row_blocks, row_block = static_cast<int>(blockIdx.x) % p.row_blocks;
     if (threadIdx.x == kWarp) {
         for (int i = 0; i < 2; ++i) {
-            for (uint64_t& part : shared.full[i]) barrier_init(smem_address(&part), 1);
-            for (uint64_t& part : shared.empty[i]) barrier_init(smem_address(&part), kWarpgroup / kWarp);
+            for (uint64_t& chunk : shared.full[i]) barrier_init(smem_address(&chunk), 1);
+            barrier_init(smem_address(&shared.empty[i]), 2 * kWarpgroup / kWarp);
         }
         barrier_init(smem_address(&shared.q_full), 1);
         barrier_init(smem_address(&shared.q_empty), kWarpgroup / kWarp);
