@@ -1,5 +1,6 @@
 // fathom inspect: what a model folder holds, without loading its weights.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -13,6 +14,7 @@
 #include "app/verb.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "checkpoint/gguf_names.h"
 #include "io/safetensors.h"
 #include "model/config.h"
 #include "model/parameter_count.h"
@@ -68,6 +70,25 @@ struct Stored {
     std::map<std::string, int64_t> bytes_by_dtype;
 };
 
+struct Weights {
+    Stored stored;
+    Table list{{{"tensor", "name"}, {"type", "dtype"}, {"shape", "shape"}, {"size", "bytes", true}}};
+};
+
+Weights weights_of(const GgufView& file) {
+    Weights weights;
+    weights.stored.files = 1;
+    for (const GgufTensor& tensor : file.tensors()) {
+        ++weights.stored.tensors;
+        weights.stored.bytes += tensor.bytes;
+        weights.stored.numbers += tensor.rows() * tensor.columns();
+        weights.stored.bytes_by_dtype[std::string(tensor.type_name())] += tensor.bytes;
+        weights.list.add({tensor.name, std::string(tensor.type_name()), fmt::format("[{}]", fmt::join(tensor.shape, ", ")),
+                          Cell(tensor.bytes, human_bytes(static_cast<double>(tensor.bytes)))});
+    }
+    return weights;
+}
+
 Stored count(const SafetensorsFolder& folder) {
     Stored stored;
     stored.files = static_cast<int64_t>(folder.files().size());
@@ -117,7 +138,7 @@ Table tensor_list(const SafetensorsFolder& folder) {
     return table;
 }
 
-void print_text(const ModelConfig& c, const ParameterCount& n, const std::optional<SafetensorsFolder>& folder, bool tensors) {
+void print_text(const ModelConfig& c, const ParameterCount& n, const std::optional<Weights>& weights, bool tensors) {
     const auto line = [](const char* name, const std::string& value) { fmt::print("{:<18}{}\n", name, value); };
     line("architecture", fmt::format("{} ({})", architecture(c), c.model_type));
     line("layers", fmt::format("{}, of them {} with experts{}", c.num_hidden_layers, moe_layers(c),
@@ -131,8 +152,8 @@ void print_text(const ModelConfig& c, const ParameterCount& n, const std::option
     const int64_t cached = c.cache_dim() * c.num_hidden_layers;
     line("cache", fmt::format("{} numbers a token and layer; {} a token in bf16, {} in f32", c.cache_dim(),
                               human_bytes(static_cast<double>(2 * cached)), human_bytes(static_cast<double>(4 * cached))));
-    if (folder) {
-        const Stored stored = count(*folder);
+    if (weights) {
+        const Stored& stored = weights->stored;
         std::string dtypes;
         for (const auto& [name, bytes] : stored.bytes_by_dtype) {
             dtypes += fmt::format("{}{} {}", dtypes.empty() ? "" : ", ", name, human_bytes(static_cast<double>(bytes)));
@@ -144,12 +165,12 @@ void print_text(const ModelConfig& c, const ParameterCount& n, const std::option
     }
     fmt::print("\n");
     components(n).print(false);
-    if (!tensors || !folder) return;
+    if (!tensors || !weights) return;
     fmt::print("\n");
-    tensor_list(*folder).print(false);
+    weights->list.print(false);
 }
 
-void print_json(const ModelConfig& c, const ParameterCount& n, const std::optional<SafetensorsFolder>& folder, bool tensors) {
+void print_json(const ModelConfig& c, const ParameterCount& n, const std::optional<Weights>& weights, bool tensors) {
     const int64_t cached = c.cache_dim() * c.num_hidden_layers;
     Json object{{"architecture", architecture(c)},
                 {"model_type", c.model_type},
@@ -165,32 +186,46 @@ void print_json(const ModelConfig& c, const ParameterCount& n, const std::option
                 {"cache_numbers_per_token_and_layer", c.cache_dim()},
                 {"cache_bytes_per_token", {{"bf16", 2 * cached}, {"f32", 4 * cached}}},
                 {"config", Json::parse(c.to_json())}};
-    if (folder) {
-        const Stored stored = count(*folder);
+    if (weights) {
+        const Stored& stored = weights->stored;
         object["files"] = {{"files", stored.files},
                            {"tensors", stored.tensors},
                            {"bytes", stored.bytes},
                            {"bytes_by_dtype", stored.bytes_by_dtype}};
-        if (tensors) object["tensors"] = Json::parse(tensor_list(*folder).json());
+        if (tensors) object["tensors"] = Json::parse(weights->list.json());
     }
     fmt::print("{}\n", object.dump(2));
 }
 
+// A GGUF file, a config.json, or a folder; `weights` stays empty where there are none.
+ModelConfig read_model(const fs::path& path, std::optional<Weights>& weights) {
+    if (is_gguf(path)) {
+        const GgufFile file(path);
+        weights = weights_of(file.view());
+        try {
+            return config_of_gguf(file.view());
+        } catch (const Error& error) {
+            throw error.within(path.string());
+        }
+    }
+    if (fs::is_regular_file(path)) return ModelConfig::parse(read_text(path));
+    if (fs::exists(path / "model.safetensors") || fs::exists(path / "model.safetensors.index.json")) {
+        const SafetensorsFolder folder(path);
+        weights = Weights{count(folder), tensor_list(folder)};
+    }
+    return ModelConfig::load(path);
+}
+
 void inspect(const Options& options, const Globals& globals) {
     const fs::path path(options.model);
-    const bool file = fs::is_regular_file(path);
-    const ModelConfig config = file ? ModelConfig::parse(read_text(path)) : ModelConfig::load(path);
-    const fs::path directory = file ? path.parent_path() : path;
-    const bool weights =
-        !file && (fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json"));
-    std::optional<SafetensorsFolder> folder;
-    if (weights) folder.emplace(directory);
-    if (options.tensors && !folder) throw Error(ErrorKind::kInput, fmt::format("{}: no weights there to list", options.model));
+    std::optional<Weights> weights;
+    const ModelConfig config = read_model(path, weights);
+    if (options.tensors && !weights) throw Error(ErrorKind::kInput, fmt::format("{}: no weights there to list", options.model));
     const ParameterCount parameters = count_parameters(config);
     if (globals.json) {
-        print_json(config, parameters, folder, options.tensors);
+        print_json(config, parameters, weights, options.tensors);
     } else {
-        print_text(config, parameters, folder, options.tensors);
+        print_text(config, parameters, weights, options.tensors);
     }
 }
 
@@ -204,7 +239,7 @@ void add_inspect(CLI::App& app, Globals& globals) {
         "  fathom inspect MODEL --tensors\n"
         "  fathom inspect config.json --json");
     auto options = std::make_shared<Options>();
-    verb->add_option("model", options->model, "a model folder, or a config.json")->required()->type_name("MODEL");
+    verb->add_option("model", options->model, "a model folder, a GGUF file, or a config.json")->required()->type_name("MODEL");
     verb->add_flag("--tensors", options->tensors, "list every tensor with its type and shape");
     verb->callback([options, &globals] { inspect(*options, globals); });
 }
