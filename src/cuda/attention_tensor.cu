@@ -87,8 +87,11 @@ __global__ void __launch_bounds__(kTensorThreads) forward_kernel(const __grid_co
 }
 
 template <int kQ, int kV>
+constexpr int64_t kForwardBytes = 2 * (3 * RowTile<kTile, kQ>::kElements + 2 * RowTile<kTile, kV>::kElements);
+
+template <int kQ, int kV>
 void launch(cudaStream_t stream, const AttentionProblem& p, dim3 grid) {
-    constexpr int kBytes = 2 * (3 * RowTile<kTile, kQ>::kElements + 2 * RowTile<kTile, kV>::kElements);
+    constexpr int kBytes = static_cast<int>(kForwardBytes<kQ, kV>);
     static const bool raised = (raise_shared_memory(forward_kernel<kQ, kV>, kBytes), true);
     (void)raised;
     forward_kernel<kQ, kV><<<grid, kTensorThreads, kBytes, stream>>>(p);
@@ -99,11 +102,23 @@ bool aligned(const HeadRows& x) {
                                  x.head % 8 == 0 && x.width % 8 == 0);
 }
 
+// Shared memory that a block may ask for: 227 KiB on an H100, 99 KiB on consumer cards, where the widest heads do not fit.
+int64_t shared_memory_limit() {
+    static const int bytes = [] {
+        int device = 0, limit = 0;
+        check_cuda(cudaGetDevice(&device), "asking for the GPU");
+        check_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for shared memory");
+        return limit;
+    }();
+    return bytes;
+}
+
 }  // namespace
 
 bool suits_tensor_cores(const AttentionProblem& p) {
     for (const HeadRows* x : {&p.q, &p.o, &p.k, &p.k_shared, &p.v, &p.dout, &p.dq, &p.dk, &p.dv})
         if (!aligned(*x)) return false;
+    if (p.q.width > 128 && shared_memory_limit() < kForwardBytes<192, 128>) return false;
     return p.block_table == nullptr && p.lanes_per_row == 1 && p.q.width <= 192 && p.v.width <= 128;
 }
 
