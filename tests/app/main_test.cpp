@@ -52,6 +52,9 @@ TEST(Binary, BadUsageIsCodeTwoAndOneLine) {
     EXPECT_EQ(run("doctor --threads -1").code, 2);
     EXPECT_EQ(run("--device cuda doctor").code, 2);
     EXPECT_EQ(run("doctor --device tpu").code, 2);
+    EXPECT_EQ(run("doctor --device cuda:x").code, 2);
+    EXPECT_EQ(run("doctor --device cuda:-1").code, 2);
+    EXPECT_EQ(run("doctor --compute f16").code, 2);
 }
 
 TEST(Binary, BadInputIsCodeOneAndNamesTheFile) {
