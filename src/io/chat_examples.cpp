@@ -9,7 +9,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "base/rng.h"
+#include "base/shuffle.h"
 
 namespace fathom {
 namespace {
@@ -237,7 +237,7 @@ void ChatLoader::begin_epoch(int64_t epoch) {
     std::iota(order_.begin(), order_.end(), 0);
     if (!options_.shuffle) return;
     Rng rng(options_.seed, static_cast<uint64_t>(epoch));
-    for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[rng.below(i)]);
+    shuffle(order_, rng);
 }
 
 std::optional<TokenBatch> ChatLoader::next() {

@@ -9,18 +9,9 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/rng.h"
+#include "base/shuffle.h"
 
 namespace fathom {
-namespace {
-
-// Fisher and Yates.
-template <class T>
-void shuffle(std::vector<T>& values, Rng& rng) {
-    for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[rng.below(i)]);
-}
-
-}  // namespace
 
 std::vector<int32_t> shifted_targets(const TokenBatch& batch, int64_t k) {
     check(k >= 1, "targets lie ahead");

@@ -91,6 +91,7 @@ private:
     LoadedModel teacher_;
     std::unique_ptr<Learner> learner_;
     std::unique_ptr<PromptOrder> order_;
+    std::unique_ptr<RolloutSampler> sampler_;  // made when first needed
     int64_t saved_step_ = -1;
 
     void prepare() {
@@ -122,16 +123,19 @@ private:
                                 step * static_cast<uint64_t>(config_.prompts_per_step) + static_cast<uint64_t>(i)});
         }
         if (!own) return completions_of(requests);
-        RolloutOptions how;
-        how.sampling.seed = train_.job.seed;
-        how.sampling.temperature = config_.temperature;
-        how.max_new_tokens = config_.max_completion_length;
-        how.stop_ids.assign(tokenizer_.stop_ids().begin(), tokenizer_.stop_ids().end());
-        how.max_sequences = config_.max_sequences;
-        how.cache_dtype = train_.training.dtype;
-        how.deterministic = options_.deterministic;
-        how.vocab_limit = tokenizer_.vocab_size();
-        return sample_rollouts(*model_, ops_, requests, how);
+        if (!sampler_) {
+            RolloutOptions how;
+            how.sampling.seed = train_.job.seed;
+            how.sampling.temperature = config_.temperature;
+            how.max_new_tokens = config_.max_completion_length;
+            how.stop_ids.assign(tokenizer_.stop_ids().begin(), tokenizer_.stop_ids().end());
+            how.max_sequences = config_.max_sequences;
+            how.cache_dtype = train_.training.dtype;
+            how.deterministic = options_.deterministic;
+            how.vocab_limit = tokenizer_.vocab_size();
+            sampler_ = std::make_unique<RolloutSampler>(*model_, ops_, how, config_.max_prompt_length);
+        }
+        return sampler_->sample(requests);
     }
 
     std::vector<Rollout> completions_of(const std::vector<RolloutRequest>& requests) const {

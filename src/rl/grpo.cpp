@@ -7,7 +7,7 @@
 #include <numeric>
 #include <utility>
 
-#include "base/rng.h"
+#include "base/shuffle.h"
 
 namespace fathom {
 namespace {
@@ -105,7 +105,9 @@ std::vector<Rollout> Grpo::sample_groups(int64_t groups) {
         for (int64_t i = 0; i < config_.num_generations; ++i)
             requests.push_back({prompt, prompts_[static_cast<size_t>(prompt)].tokens, buffer_.streams++});
     }
-    return sample_rollouts(learner_.model(), ops_, requests, rollout_options());
+    if (!sampler_)
+        sampler_ = std::make_unique<RolloutSampler>(learner_.model(), ops_, rollout_options(), config_.max_prompt_length);
+    return sampler_->sample(requests);
 }
 
 void Grpo::judge(std::vector<Rollout>& rollouts, std::span<const Prompt> prompts, StepMetrics* metrics) {
@@ -138,7 +140,7 @@ void Grpo::assign_advantages() {
     for (const Rollout& rollout : buffer_.rollouts) rewards.push_back(rollout.reward);
     if (config_.shuffle_rewards) {
         Rng rng(config_.train.job.seed ^ 0x5u, buffer_.streams);
-        for (size_t i = rewards.size(); i > 1; --i) std::swap(rewards[i - 1], rewards[rng.below(i)]);
+        shuffle(rewards, rng);
     }
     const std::vector<double> advantages = group_advantages(rewards, config_.num_generations, config_.scale_rewards);
     for (size_t i = 0; i < advantages.size(); ++i) buffer_.rollouts[i].advantage = advantages[i];
@@ -352,10 +354,13 @@ StepMetrics Grpo::step() {
 std::vector<std::pair<std::string, double>> Grpo::evaluate(std::span<const Prompt> prompts) {
     std::vector<RolloutRequest> requests;
     for (size_t i = 0; i < prompts.size(); ++i) requests.push_back({static_cast<int64_t>(i), prompts[i].tokens, 0});
-    RolloutOptions greedy = rollout_options();
-    greedy.sampling.top_k = 1;
-    greedy.record_routes = greedy.keep_mask = false;
-    std::vector<Rollout> answers = sample_rollouts(learner_.model(), ops_, requests, greedy);
+    if (!greedy_) {
+        RolloutOptions options = rollout_options();
+        options.sampling.top_k = 1;
+        options.record_routes = options.keep_mask = false;
+        greedy_ = std::make_unique<RolloutSampler>(learner_.model(), ops_, options, config_.max_prompt_length);
+    }
+    std::vector<Rollout> answers = greedy_->sample(requests);
     judge(answers, prompts, nullptr);
     std::vector<double> rewards;
     double full = 0;

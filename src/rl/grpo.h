@@ -58,6 +58,7 @@ private:
     Learner learner_;
     PromptOrder order_;
     std::vector<std::unique_ptr<Reward>> rewards_;
+    std::unique_ptr<RolloutSampler> sampler_, greedy_;  // made when first needed
     RolloutBuffer buffer_;
     std::vector<std::string> problems_;
 

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "base/rng.h"
+#include "base/shuffle.h"
 #include "io/chat_examples.h"
 
 namespace fathom {
@@ -71,7 +71,7 @@ void PromptOrder::begin_epoch(int64_t epoch) {
     position_ = 0;
     std::iota(order_.begin(), order_.end(), 0);
     Rng rng(seed_, static_cast<uint64_t>(epoch));
-    for (size_t i = order_.size(); i > 1; --i) std::swap(order_[i - 1], order_[rng.below(i)]);
+    shuffle(order_, rng);
 }
 
 int64_t PromptOrder::next() {

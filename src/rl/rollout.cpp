@@ -49,21 +49,39 @@ private:
     }
 };
 
-class Sampler {
+// Calls visit(rollout, its layer's experts, experts per token, row of its first token in the batch) for every layer.
+template <class Visit>
+void for_each_route(std::span<const Rollout* const> rollouts, size_t layers, const Visit& visit) {
+    for (size_t layer = 0; layer < layers; ++layer) {
+        size_t row = 0;
+        for (const Rollout* rollout : rollouts) {
+            const size_t n = rollout->tokens.size() - 1;
+            const bool recorded = layer < rollout->routes.size() && !rollout->routes[layer].empty();
+            if (recorded) visit(layer, *rollout, rollout->routes[layer].size() / n, row);
+            row += n;
+        }
+    }
+}
+
+}  // namespace
+
+class RolloutSampler::Session {
 public:
-    Sampler(const DeepSeek& model, Ops& ops, std::span<const RolloutRequest> requests, const RolloutOptions& options)
+    Session(const DeepSeek& model, Ops& ops, const RolloutOptions& options, int64_t longest_prompt)
         : ops_(ops),
           options_(options),
           vocab_(model.config().vocab_size),
           words_((vocab_ + 31) / 32),
-          arena_("rollout", [&ops](int64_t bytes) { return ops.allocate(bytes); }),
-          rows_(requests.size()),
-          rollouts_(requests.size()),
-          engine_(model, ops, engine_options(requests)) {
-        for (size_t i = 0; i < requests.size(); ++i) add(i, requests[i]);
-    }
+          arena_(
+              "rollout", [&ops](int64_t bytes) { return ops.allocate(bytes); }, 1 << 20),
+          engine_(model, ops, engine_options(longest_prompt)) {}
 
-    std::vector<Rollout> run() {
+    std::vector<Rollout> sample(std::span<const RolloutRequest> requests) {
+        engine_.forget_prefixes();  // they were computed with other weights
+        index_.clear();
+        rows_.assign(requests.size(), {});
+        rollouts_.assign(requests.size(), {});
+        for (size_t i = 0; i < requests.size(); ++i) add(i, requests[i]);
         while (!engine_.idle()) {
             throw_if_interrupted();
             take(engine_.step());
@@ -74,7 +92,7 @@ public:
 
 private:
     Ops& ops_;
-    const RolloutOptions& options_;
+    RolloutOptions options_;
     int64_t vocab_, words_;
     Arena arena_;
     std::vector<std::vector<float>> rows_;  // logits of the token just sampled
@@ -82,17 +100,14 @@ private:
     std::unordered_map<int64_t, size_t> index_;  // of an engine's request
     Engine engine_;
 
-    EngineOptions engine_options(std::span<const RolloutRequest> requests) {
+    EngineOptions engine_options(int64_t longest_prompt) {
         constexpr int64_t kBlock = 16;
-        int64_t longest = 1;
-        for (const RolloutRequest& request : requests) longest = std::max(longest, std::ssize(request.tokens));
-        const int64_t running = std::min(options_.max_sequences, std::max<int64_t>(std::ssize(requests), 1));
         EngineOptions engine;
         engine.block_size = kBlock;
-        engine.cache_tokens = running * ((longest + options_.max_new_tokens + kBlock) / kBlock * kBlock);
+        engine.cache_tokens = options_.max_sequences * ((longest_prompt + options_.max_new_tokens + kBlock) / kBlock * kBlock);
         engine.cache_dtype = options_.cache_dtype;
         engine.max_batch_rows = engine.prefill_chunk = options_.max_batch_rows;
-        engine.max_sequences = running;
+        engine.max_sequences = options_.max_sequences;
         engine.deterministic = options_.deterministic;
         engine.vocab_limit = options_.vocab_limit;
         if (options_.record_routes) {
@@ -190,26 +205,22 @@ private:
     }
 };
 
-// Calls visit(rollout, its layer's experts, experts per token, row of its first token in the batch) for every layer.
-template <class Visit>
-void for_each_route(std::span<const Rollout* const> rollouts, size_t layers, const Visit& visit) {
-    for (size_t layer = 0; layer < layers; ++layer) {
-        size_t row = 0;
-        for (const Rollout* rollout : rollouts) {
-            const size_t n = rollout->tokens.size() - 1;
-            const bool recorded = layer < rollout->routes.size() && !rollout->routes[layer].empty();
-            if (recorded) visit(layer, *rollout, rollout->routes[layer].size() / n, row);
-            row += n;
-        }
-    }
+RolloutSampler::RolloutSampler(const DeepSeek& model, Ops& ops, const RolloutOptions& options, int64_t longest_prompt)
+    : session_(std::make_unique<Session>(model, ops, options, longest_prompt)) {
+    check(options.sampling.temperature > 0, "RolloutSampler: a policy has a temperature above 0");
 }
 
-}  // namespace
+RolloutSampler::~RolloutSampler() = default;
+
+std::vector<Rollout> RolloutSampler::sample(std::span<const RolloutRequest> requests) { return session_->sample(requests); }
 
 std::vector<Rollout> sample_rollouts(const DeepSeek& model, Ops& ops, std::span<const RolloutRequest> requests,
                                      const RolloutOptions& options) {
-    check(options.sampling.temperature > 0, "sample_rollouts: a policy has a temperature above 0");
-    return Sampler(model, ops, requests, options).run();
+    int64_t longest = 1;
+    for (const RolloutRequest& request : requests) longest = std::max(longest, std::ssize(request.tokens));
+    RolloutOptions fitting = options;
+    fitting.max_sequences = std::clamp<int64_t>(std::ssize(requests), 1, options.max_sequences);
+    return RolloutSampler(model, ops, fitting, longest).sample(requests);
 }
 
 std::vector<int32_t> sampling_mask(std::span<const float> logits, const SamplingParams& params) {

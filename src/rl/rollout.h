@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -46,8 +47,24 @@ struct RolloutRequest {
     uint64_t stream = 0;  // of random numbers: no two answers of a run share one
 };
 
-// One answer per request, in their order. The logarithm of a probability is that of softmax(logits / temperature), computed by
-// the op that training uses; its bits do not depend on who else is sampled. Interrupted, it throws Error{kInterrupted}.
+// An engine on live weights: they may change between calls, not within one.
+class RolloutSampler {
+public:
+    // Room for prompts of up to `longest_prompt` tokens. Model and ops must outlive the sampler.
+    RolloutSampler(const DeepSeek& model, Ops& ops, const RolloutOptions& options, int64_t longest_prompt);
+    ~RolloutSampler();
+
+    // One answer per request, in their order. The logarithm of a probability is that of softmax(logits / temperature), computed
+    // by the op that training uses; its bits do not depend on who else is sampled. Interrupted, it throws Error{kInterrupted}
+    // and is of no further use.
+    [[nodiscard]] std::vector<Rollout> sample(std::span<const RolloutRequest> requests);
+
+private:
+    class Session;
+    std::unique_ptr<Session> session_;
+};
+
+// The same for one call.
 [[nodiscard]] std::vector<Rollout> sample_rollouts(const DeepSeek& model, Ops& ops, std::span<const RolloutRequest> requests,
                                                    const RolloutOptions& options);
 

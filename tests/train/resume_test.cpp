@@ -219,7 +219,7 @@ TEST_F(Resume, BadDataIsNamed) {
     expect_contains(complaint({"data.train=" + empty.string()}), "no text");
     expect_contains(complaint({"data.valid=" + empty.string()}), "no text");
     expect_contains(complaint({"data.train=/does/not/exist.txt"}), "/does/not/exist.txt");
-    expect_contains(complaint({"model.vocab_size=500"}), "tokens of a vocabulary of 512 do not fit the model's vocab_size 500");
+    expect_contains(complaint({"model.vocab_size=500"}), "its 512 tokens do not fit the model's vocab_size 500");
     expect_contains(complaint({"model.tokenizer=/does/not/exist"}), "/does/not/exist");
     expect_contains(complaint({"data.train=" + base.string()}), base.string());
     expect_contains(complaint({"model.init_from=" + base.string()}), "config.json");
