@@ -25,6 +25,17 @@ std::vector<Point> points_of(const PlottedRun& run, Field field) {
     return points;
 }
 
+// A scalar that only some kinds of training report.
+std::vector<Point> points_of(const PlottedRun& run, std::string_view name) {
+    std::vector<Point> points;
+    for (const StepMetrics& m : run.metrics) {
+        for (const auto& [key, value] : m.more) {
+            if (key == name) points.push_back({static_cast<double>(m.step), value});
+        }
+    }
+    return points;
+}
+
 // Means of equal groups, so that at most `limit` points remain.
 std::vector<Point> thinned(const std::vector<Point>& points, size_t limit = kMaxPoints) {
     const size_t group = (points.size() + limit - 1) / limit;
@@ -88,6 +99,22 @@ Chart curve_chart(const std::vector<PlottedRun>& runs, std::string title, std::s
             add_noisy(chart, name, series_colour(i), points);
         else if (!points.empty())
             chart.series.push_back({name, thinned(points), series_colour(i), Series::Style::kLine});
+    }
+    return chart;
+}
+
+// Scalars of reinforcement learning; `marked` is drawn as points, being measured every now and then.
+Chart named_chart(const std::vector<PlottedRun>& runs, std::string title, std::string unit, std::string_view name,
+                  std::string_view marked = {}) {
+    Chart chart{std::move(title), "step", std::move(unit), {}, false, true};
+    for (size_t i = 0; i < runs.size(); ++i) {
+        const bool alone = runs.size() == 1;
+        add_noisy(chart, legend(runs, i, alone && !marked.empty() ? std::string(name) : ""), series_colour(i),
+                  points_of(runs[i], name));
+        const auto points = points_of(runs[i], marked);
+        if (points.empty()) continue;
+        chart.series.push_back({legend(runs, i, std::string(marked)), thinned(points, kMaxMarks), series_colour(alone ? 1 : i),
+                                Series::Style::kPoints});
     }
     return chart;
 }
@@ -197,6 +224,10 @@ std::vector<Figure> draw_figures(const std::vector<PlottedRun>& runs) {
     add("tokens_per_second.svg",
         curve_chart(runs, "Training speed", "tokens per second", &StepMetrics::tokens_per_second, true));
     add("balance.svg", balance_chart(runs));
+    add("reward.svg", named_chart(runs, "Reward", "mean reward of an answer", "reward", "eval/pass@1"));
+    add("entropy.svg", named_chart(runs, "Entropy of the policy", "nats per token", "entropy"));
+    add("kl.svg", named_chart(runs, "Divergence from the reference", "nats per token", "kl"));
+    add("completion_length.svg", named_chart(runs, "Length of answers", "tokens", "completions/mean_length"));
     for (const PlottedRun& run : runs) {
         const auto map = load_map(run);
         if (map) figures.push_back({runs.size() == 1 ? "expert_load.svg" : "expert_load-" + run.name + ".svg", map->svg()});

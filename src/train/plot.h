@@ -19,7 +19,8 @@ struct Figure {
     std::string svg;
 };
 
-// Loss, learning rate, gradient norm, tokens/s, balance, and one expert load map per run; those without data are left out.
+// Loss, learning rate, gradient norm, tokens/s, balance, reward, entropy, KL, length of answers, and one expert load map per
+// run; those without data are left out.
 [[nodiscard]] std::vector<Figure> draw_figures(const std::vector<PlottedRun>& runs);
 
 // Average with weights that fall off exponentially to both sides, about `window` values wide: does not lag behind a falling

@@ -115,6 +115,25 @@ TEST(Plot, LeavesOutWhatTheRunDoesNotHave) {
     EXPECT_TRUE(well_formed(figures[0].svg)) << "one single point must not divide by zero";
 }
 
+TEST(Plot, DrawsWhatReinforcementLearningReports) {
+    PlottedRun run{"grpo", {}};
+    for (int64_t step = 1; step <= 30; ++step) {
+        StepMetrics m;
+        m.step = step;
+        m.more = {{"entropy", 2.0 / static_cast<double>(step)}};
+        if (step % 2 == 1) m.more.emplace_back("reward", 0.01 * static_cast<double>(step));
+        if (step % 10 == 0) m.more.emplace_back("eval/pass@1", 0.3);
+        run.metrics.push_back(m);
+    }
+    std::vector<std::string> files;
+    for (const Figure& figure : draw_figures({run})) {
+        files.push_back(figure.file);
+        EXPECT_EQ(figure.svg.find("nan"), std::string::npos) << figure.file;
+        EXPECT_EQ(figure.svg.find("eval/pass@1") != std::string::npos, figure.file == "reward.svg");
+    }
+    EXPECT_EQ(files, (std::vector<std::string>{"reward.svg", "entropy.svg"}));
+}
+
 TEST(Plot, ShowsBalanceAsWhiteAndImbalanceAsColour) {
     const std::string map = draw_figures({{"run", example(10)}}).back().svg;
     const std::string first = map.substr(map.find("MoE layer 0"), map.find("MoE layer 1") - map.find("MoE layer 0"));
