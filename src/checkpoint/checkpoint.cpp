@@ -196,7 +196,15 @@ std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
 }  // namespace
 
 LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options) {
-    if (is_gguf(directory)) return load_gguf_model(directory, ops, options);
+    if (is_gguf(directory)) {
+        if (!ops.sees_host_memory()) {
+            throw Error(ErrorKind::kDevice,
+                        fmt::format("{}: a GGUF file computes on the CPU: add --device cpu, or convert it to a "
+                                    "folder (fathom convert)",
+                                    directory.string()));
+        }
+        return load_gguf_model(directory, ops, options);
+    }
     LoadedModel loaded;
     loaded.config = ModelConfig::load(directory);
     loaded.files = std::make_unique<SafetensorsFolder>(directory);
