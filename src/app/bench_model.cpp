@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kTable = int64_t{1} << 20;  // normal numbers that weights are cut from
 constexpr double kStd = 0.02;
 
-
 template <class T>
 std::vector<T> normal_table() {
     std::vector<T> table(2 * kTable);
