@@ -54,7 +54,8 @@ TEST_F(EngineRequests, ImportantOnesGoFirst) {
 }
 
 TEST_F(EngineRequests, BrokenLogitsFailTheirRequestAlone) {
-    const int32_t poison = 3;
+    int32_t poison = 0;  // a token that the sound request neither reads nor says
+    while (std::ranges::count(prompt, poison) + std::ranges::count(expected, poison) > 0) ++poison;
     std::vector<float> table;
     run.loaded.model->visit([&](const std::string& name, Param& param) {
         if (name != "model.embed_tokens.weight") return;
@@ -65,7 +66,6 @@ TEST_F(EngineRequests, BrokenLogitsFailTheirRequestAlone) {
         param.weight = copy;
     });
     ASSERT_FALSE(table.empty());
-    ASSERT_EQ(std::ranges::count(prompt, poison), 0);
     Engine engine(run.model(), run.ops, {});
     const int64_t broken = engine.add(EngineRun::greedy_request({poison, 5, 6}, 10)),
                   sound = engine.add(EngineRun::greedy_request(prompt, 10));
