@@ -65,7 +65,7 @@ TEST(Encode, BlocksOf32AreTheBytesOfThePythonPackageGguf) {
 }
 
 TEST(Encode, NormalNumbersLoseAsMuchAsTheTypeHasBits) {
-    // Root mean square errors of normal numbers, measured, with 10 % to spare.
+    // Upper limits of the root mean square error of normal numbers, in the order of the bits per number.
     const std::pair<BlockType, double> most[] = {
         {BlockType::kQ8_0, 0.007}, {BlockType::kQ6K, 0.021},   {BlockType::kQ5_0, 0.05},  {BlockType::kQ5_1, 0.045},
         {BlockType::kQ5K, 0.04},   {BlockType::kQ4_0, 0.10},   {BlockType::kQ4_1, 0.09},  {BlockType::kQ4K, 0.08},
