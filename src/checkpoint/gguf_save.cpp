@@ -209,13 +209,13 @@ GgufType gguf_type_for(const std::string& gguf_name, int64_t columns, const Gguf
             if (!whole) return blocks(BlockType::kIq4Nl);
             [[fallthrough]];
         case BlockType::kQ4K:
-            if (!whole) return blocks(BlockType::kQ5_0);
+            if (!whole) return blocks(BlockType::kQ50);
             [[fallthrough]];
         case BlockType::kQ5K:
-            if (!whole) return blocks(BlockType::kQ5_1);
+            if (!whole) return blocks(BlockType::kQ51);
             return blocks(gguf_name == "output.weight" ? BlockType::kQ6K : wanted.block);
         case BlockType::kQ6K:
-            return blocks(whole ? BlockType::kQ6K : BlockType::kQ8_0);
+            return blocks(whole ? BlockType::kQ6K : BlockType::kQ80);
         default:
             return wanted;
     }

@@ -24,11 +24,11 @@ void put_code(uint8_t* codes, int64_t k, int64_t r, int value) {
 }
 
 int get_code(BlockType type, const uint8_t* codes, int64_t k, int64_t r) {
-    if (type == BlockType::kQ8_0) return codes[64 * quad_of(k) + byte_of(k, r)];
+    if (type == BlockType::kQ80) return codes[64 * quad_of(k) + byte_of(k, r)];
     const int low = get_nibble(codes, k, r);
     const uint8_t* high = codes + kCodes / 2;
     const int64_t bit = 64 * quad_of(k) + byte_of(k, r);
-    if (type == BlockType::kQ5_0) return low | ((high[bit / 8] >> (bit % 8)) & 1) << 4;
+    if (type == BlockType::kQ50) return low | ((high[bit / 8] >> (bit % 8)) & 1) << 4;
     if (type == BlockType::kQ6K)
         return low | ((high[64 * (quad_of(k) / 4) + byte_of(k, r)] >> (2 * (quad_of(k) % 4))) & 3) << 4;
     return low;
@@ -76,17 +76,17 @@ void put_quads(uint8_t* codes, int64_t v, int64_t r, const uint8_t* bytes, bool 
 // number, against 2 to 5 by way of split_block (Q6_K, of which models have one matrix).
 void put_codes(BlockType type, uint8_t* codes, const uint8_t* block, int64_t r) {
     switch (type) {
-        case BlockType::kQ8_0:
+        case BlockType::kQ80:
             for (int64_t q = 0; q < 8; ++q) store4(codes + 64 * q + 4 * r, load4(block + 2 + 4 * q) ^ 0x80808080);
             return;
-        case BlockType::kQ5_0: {
+        case BlockType::kQ50: {
             const uint32_t bits = load4(block + 2);
             for (int64_t q = 0; q < 8; ++q)
                 codes[256 + 8 * q + r / 2] |= static_cast<uint8_t>(((bits >> (4 * q)) & 15) << (r % 2 * 4));
             [[fallthrough]];
         }
-        case BlockType::kQ4_0: {
-            const uint8_t* nibbles = block + (type == BlockType::kQ5_0 ? 6 : 2);
+        case BlockType::kQ40: {
+            const uint8_t* nibbles = block + (type == BlockType::kQ50 ? 6 : 2);
             for (int64_t v = 0; v < 4; ++v) put_quads(codes, v, r, nibbles + 8 * (v % 2), v >= 2);
             return;
         }
@@ -115,11 +115,11 @@ float half_at(const uint8_t* from) {
 
 PanelTraits panel_traits(BlockType type) {
     switch (type) {
-        case BlockType::kQ8_0:
+        case BlockType::kQ80:
             return {512, 32, 128, false, false};
-        case BlockType::kQ4_0:
+        case BlockType::kQ40:
             return {256, 32, 8, false, false};
-        case BlockType::kQ5_0:
+        case BlockType::kQ50:
             return {320, 32, 16, false, false};
         case BlockType::kQ4K:
             return {256, 320, 0, false, true};

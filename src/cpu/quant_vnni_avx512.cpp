@@ -31,8 +31,8 @@ struct Quads {
 
 // Each type: pair(codes, v) = quads 2 v and 2 v + 1 of a step; scale(factors, g, half), offset(factors, g) of step g of a
 // block.
-struct Q8_0 {
-    static constexpr BlockType kType = BlockType::kQ8_0;
+struct Q80 {
+    static constexpr BlockType kType = BlockType::kQ80;
     static constexpr int64_t kStepBytes = 512, kFactorBytes = 32, kSteps = 1;
     static constexpr bool kHalfGroups = false, kHasOffset = false;
     static Quads pair(const uint8_t* codes, int v) {
@@ -42,8 +42,8 @@ struct Q8_0 {
     static __m512 offset(const uint8_t*, int64_t) { return _mm512_setzero_ps(); }
 };
 
-struct Q4_0 {
-    static constexpr BlockType kType = BlockType::kQ4_0;
+struct Q40 {
+    static constexpr BlockType kType = BlockType::kQ40;
     static constexpr int64_t kStepBytes = 256, kFactorBytes = 32, kSteps = 1;
     static constexpr bool kHalfGroups = false, kHasOffset = false;
     static Quads pair(const uint8_t* codes, int v) {
@@ -54,11 +54,11 @@ struct Q4_0 {
     static __m512 offset(const uint8_t*, int64_t) { return _mm512_setzero_ps(); }
 };
 
-struct Q5_0 : Q4_0 {
-    static constexpr BlockType kType = BlockType::kQ5_0;
+struct Q50 : Q40 {
+    static constexpr BlockType kType = BlockType::kQ50;
     static constexpr int64_t kStepBytes = 320;
     static Quads pair(const uint8_t* codes, int v) {
-        const auto [low, high] = Q4_0::pair(codes, v);
+        const auto [low, high] = Q40::pair(codes, v);
         const __m512i bit = _mm512_set1_epi8(16);
         const __mmask64* masks = reinterpret_cast<const __mmask64*>(codes + 256) + 2 * v;
         return {_mm512_or_si512(low, _mm512_maskz_mov_epi8(_load_mask64(const_cast<__mmask64*>(masks)), bit)),
@@ -66,7 +66,7 @@ struct Q5_0 : Q4_0 {
     }
 };
 
-struct Q4K : Q4_0 {
+struct Q4K : Q40 {
     static constexpr BlockType kType = BlockType::kQ4K;
     static constexpr int64_t kFactorBytes = 320, kSteps = 8;
     static constexpr bool kHasOffset = true;
@@ -84,7 +84,7 @@ struct Q6K {
     static constexpr int64_t kStepBytes = 384, kFactorBytes = 288, kSteps = 8;
     static constexpr bool kHalfGroups = true, kHasOffset = false;
     static Quads pair(const uint8_t* codes, int v) {
-        const auto [low, high] = Q4_0::pair(codes, v);
+        const auto [low, high] = Q40::pair(codes, v);
         const __m512i top = _mm512_loadu_si512(codes + 256 + 64 * (v / 2)), mask = _mm512_set1_epi8(0x30);
         const __m512i first = v % 2 == 0 ? _mm512_slli_epi16(top, 4) : top;
         const __m512i second = v % 2 == 0 ? _mm512_slli_epi16(top, 2) : _mm512_srli_epi16(top, 2);
@@ -178,12 +178,12 @@ void multiply_type(const PanelTile& tile) {
 
 void multiply(const PanelTile& tile) {
     switch (tile.type) {
-        case BlockType::kQ8_0:
-            return multiply_type<Q8_0>(tile);
-        case BlockType::kQ4_0:
-            return multiply_type<Q4_0>(tile);
-        case BlockType::kQ5_0:
-            return multiply_type<Q5_0>(tile);
+        case BlockType::kQ80:
+            return multiply_type<Q80>(tile);
+        case BlockType::kQ40:
+            return multiply_type<Q40>(tile);
+        case BlockType::kQ50:
+            return multiply_type<Q50>(tile);
         case BlockType::kQ4K:
             return multiply_type<Q4K>(tile);
         default:

@@ -336,15 +336,15 @@ void encode_mxfp4(const float* x, uint8_t* to) {
 
 void encode_block(BlockType type, const float* x, const float* w, uint8_t* to) {
     switch (type) {
-        case BlockType::kQ8_0:
+        case BlockType::kQ80:
             return encode_q8_0(x, to);
-        case BlockType::kQ4_0:
+        case BlockType::kQ40:
             return encode_symmetric(x, to, 16);
-        case BlockType::kQ5_0:
+        case BlockType::kQ50:
             return encode_symmetric(x, to, 32);
-        case BlockType::kQ4_1:
+        case BlockType::kQ41:
             return encode_with_min(x, to, 16);
-        case BlockType::kQ5_1:
+        case BlockType::kQ51:
             return encode_with_min(x, to, 32);
         case BlockType::kQ2K:
             return encode_q2k(x, w, to);

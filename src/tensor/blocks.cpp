@@ -180,15 +180,15 @@ std::optional<BlockType> block_type_from_name(std::string_view name) {
 void split_block(BlockType type, const void* block, BlockCodes& codes) {
     const auto* p = static_cast<const uint8_t*>(block);
     switch (type) {
-        case BlockType::kQ4_0:
+        case BlockType::kQ40:
             return split_nibbles(p, codes, false, false);
-        case BlockType::kQ4_1:
+        case BlockType::kQ41:
             return split_nibbles(p, codes, true, false);
-        case BlockType::kQ5_0:
+        case BlockType::kQ50:
             return split_nibbles(p, codes, false, true);
-        case BlockType::kQ5_1:
+        case BlockType::kQ51:
             return split_nibbles(p, codes, true, true);
-        case BlockType::kQ8_0:
+        case BlockType::kQ80:
             return split_q8_0(p, codes);
         case BlockType::kQ2K:
             return split_q2k(p, codes);

@@ -11,11 +11,11 @@ namespace fathom {
 
 enum class BlockType : uint8_t {
     kNone,
-    kQ4_0,
-    kQ4_1,
-    kQ5_0,
-    kQ5_1,
-    kQ8_0,
+    kQ40,
+    kQ41,
+    kQ50,
+    kQ51,
+    kQ80,
     kQ2K,
     kQ3K,
     kQ4K,

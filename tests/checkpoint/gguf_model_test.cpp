@@ -91,7 +91,7 @@ TEST_P(GgufModels, ComeBackWithTheSameNumbersAndLogits) {
 
 TEST_P(GgufModels, QuantizedTheyStayNearTheirOwnNumbers) {
     LoadedModel before = original();
-    for (const BlockType type : {BlockType::kQ8_0, BlockType::kQ4K}) {
+    for (const BlockType type : {BlockType::kQ80, BlockType::kQ4K}) {
         save(before, {.type = GgufType{DType::kU8, type}});
         const LoadedModel quantized = load_model(path_, ops_, {}), numbers = load_model(path_, ops_, {.dtype = DType::kF32});
         for (const AttentionForm form : {AttentionForm::kExpanded, AttentionForm::kAbsorbed}) {
@@ -139,7 +139,7 @@ TEST(GgufNames, RowsThatAreNoWholeBlocksGetTheNextType) {
     EXPECT_EQ(type("blk.0.ffn_up.weight", 512, BlockType::kQ4K), "Q4_K");
     EXPECT_EQ(type("blk.0.ffn_up.weight", 96, BlockType::kQ4K), "Q5_0");
     EXPECT_EQ(type("blk.0.ffn_up.weight", 96, BlockType::kQ6K), "Q8_0");
-    EXPECT_EQ(type("blk.0.ffn_up.weight", 48, BlockType::kQ8_0), "F16");
+    EXPECT_EQ(type("blk.0.ffn_up.weight", 48, BlockType::kQ80), "F16");
     EXPECT_EQ(type("output.weight", 512, BlockType::kQ4K), "Q6_K");
     EXPECT_EQ(type("blk.0.ffn_gate_inp.weight", 512, BlockType::kQ4K), "F32");
 }

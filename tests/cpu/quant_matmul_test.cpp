@@ -14,13 +14,13 @@
 namespace fathom {
 namespace {
 
-constexpr BlockType kPanelTypes[] = {BlockType::kQ8_0, BlockType::kQ4_0, BlockType::kQ5_0, BlockType::kQ4K, BlockType::kQ6K};
+constexpr BlockType kPanelTypes[] = {BlockType::kQ80, BlockType::kQ40, BlockType::kQ50, BlockType::kQ4K, BlockType::kQ6K};
 
 // Byte offsets of a block's half-precision factors.
 std::vector<int64_t> half_offsets(BlockType type) {
     switch (type) {
-        case BlockType::kQ4_1:
-        case BlockType::kQ5_1:
+        case BlockType::kQ41:
+        case BlockType::kQ51:
         case BlockType::kQ4K:
         case BlockType::kQ5K:
             return {0, 2};
@@ -209,7 +209,7 @@ TEST_P(QuantMatmul, IntegerGroupsGiveTheBitsOfTheirNumbers) {
 TEST_P(QuantMatmul, ExpertsAndHeadsAreSeparateProducts) {
     ThreadPool pool(2);
     CpuOps ops(pool, GetParam());
-    const Weight all = packed(random_blocks(t, BlockType::kQ8_0, 3 * 32, 64));
+    const Weight all = packed(random_blocks(t, BlockType::kQ80, 3 * 32, 64));
     std::vector<Weight> w;
     for (int64_t e = 0; e < 3; ++e) w.push_back(all.rows(32 * e, 32 * e + 32));
     const Tensor x = t.random({9, 64}), y = t.empty(DType::kF32, {9, 32});

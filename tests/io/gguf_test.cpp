@@ -75,7 +75,7 @@ TEST_F(GgufFiles, WhatIsWrittenIsReadBack) {
                                                                   {"a.list", std::vector<int64_t>{1, -2}},
                                                                   {"a.texts", std::vector<std::string>{"x", ""}}};
     const std::vector<GgufSpec> specs{
-        {"vector", {3}, DType::kF32}, {"matrix", {2, 4}, DType::kBF16}, {"experts", {3, 2, 64}, DType::kU8, BlockType::kQ8_0}};
+        {"vector", {3}, DType::kF32}, {"matrix", {2, 4}, DType::kBF16}, {"experts", {3, 2, 64}, DType::kU8, BlockType::kQ80}};
     std::vector<std::byte> content(1000);
     for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<std::byte>(i % 251);
     GgufWriter writer(path_, metadata, specs);

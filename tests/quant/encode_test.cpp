@@ -67,8 +67,8 @@ TEST(Encode, BlocksOf32AreTheBytesOfThePythonPackageGguf) {
 TEST(Encode, NormalNumbersLoseAsMuchAsTheTypeHasBits) {
     // Upper limits of the root mean square error of normal numbers, in the order of the bits per number.
     const std::pair<BlockType, double> most[] = {
-        {BlockType::kQ8_0, 0.007}, {BlockType::kQ6K, 0.021},   {BlockType::kQ5_0, 0.05},  {BlockType::kQ5_1, 0.045},
-        {BlockType::kQ5K, 0.04},   {BlockType::kQ4_0, 0.10},   {BlockType::kQ4_1, 0.09},  {BlockType::kQ4K, 0.08},
+        {BlockType::kQ80, 0.007},  {BlockType::kQ6K, 0.021},   {BlockType::kQ50, 0.05},   {BlockType::kQ51, 0.045},
+        {BlockType::kQ5K, 0.04},   {BlockType::kQ40, 0.10},    {BlockType::kQ41, 0.09},   {BlockType::kQ4K, 0.08},
         {BlockType::kIq4Nl, 0.08}, {BlockType::kIq4Xs, 0.085}, {BlockType::kMxfp4, 0.14}, {BlockType::kQ3K, 0.17},
         {BlockType::kQ2K, 0.33}};
     const std::vector<float> x = normal(4096, 1);
