@@ -29,8 +29,8 @@ public:
         return response(status(), responses_usage(usage));
     }
     std::string begin() override {
-        return event("response.created", {{"response", response("in_progress", nullptr)}}) +
-               event("response.in_progress", {{"response", response("in_progress", nullptr)}});
+        const std::string created = event("response.created", {{"response", response("in_progress", nullptr)}});
+        return created + event("response.in_progress", {{"response", response("in_progress", nullptr)}});
     }
     std::string delta(int64_t, const AnswerDelta& answer, const std::vector<TokenLogprobs>&, const Usage&) override {
         std::string text;
@@ -145,7 +145,8 @@ private:
             const std::string name = open_ == "message" ? "response.output_text.done" : "response.reasoning_text.done";
             Json done = with(part_place(), {{"text", text_}});
             if (open_ == "message") done["logprobs"] = Json::array();
-            text = event(name, std::move(done)) + event("response.content_part.done", with(part_place(), {{"part", part()}}));
+            text = event(name, std::move(done));
+            text += event("response.content_part.done", with(part_place(), {{"part", part()}}));
             item["content"] = Json::array({part()});
         } else {
             item["arguments"] = text_;

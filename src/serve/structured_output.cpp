@@ -49,7 +49,8 @@ std::optional<CallTokens> call_tokens(const Tokenizer& tokenizer) {
 }
 
 // One or more calls of `tools` as the model's format writes them, from behind the token that opens them.
-Grammar calls_grammar(const std::vector<Tool>& tools, const CallTokens& tokens, ChatStyle style, bool opened) {
+Grammar calls_grammar(const std::vector<Tool>& tools, const CallTokens& tokens, ChatStyle style, bool opened,
+                      int64_t more_calls) {
     Grammar grammar(1);
     const bool fenced = style != ChatStyle::kV31;
     std::vector<E> calls;
@@ -68,7 +69,7 @@ Grammar calls_grammar(const std::vector<Tool>& tools, const CallTokens& tokens, 
     }
     grammar.push_back(E::choice(std::move(calls)));
     const E call = E::rule(static_cast<int32_t>(grammar.size()) - 1);
-    const E more = E::repeat(fenced ? E::sequence({E::literal("\n"), call}) : call, 0, 32);
+    const E more = E::repeat(fenced ? E::sequence({E::literal("\n"), call}) : call, 0, more_calls);
     std::vector<E> whole;
     if (!opened) whole = {E::repeat(E::literal("\n"), 0, 2), E::token(tokens.calls_begin)};
     for (const E& part : {call, more, E::token(tokens.calls_end)}) whole.push_back(part);
@@ -101,8 +102,11 @@ std::optional<StructuredOutput> tool_output(Fields& fields, const ServedModel& m
             model.grammars->get("arguments\n" + tools_key(tools), [&] { return arguments_of(tools.front()); }), std::nullopt,
             tools.front().name};
     }
-    const std::string key = fmt::format("calls {} {}\n{}", must, static_cast<int>(model.style()), tools_key(tools));
-    const auto grammar = model.grammars->get(key, [&] { return calls_grammar(tools, *tokens, model.style(), !must); });
+    const int64_t more_calls = fields.boolean("parallel_tool_calls").value_or(true) ? 32 : 0;
+    const std::string key =
+        fmt::format("calls {} {} {}\n{}", must, static_cast<int>(model.style()), more_calls, tools_key(tools));
+    const auto grammar =
+        model.grammars->get(key, [&] { return calls_grammar(tools, *tokens, model.style(), !must, more_calls); });
     if (!must) return StructuredOutput{grammar, tokens->calls_begin, {}};
     return StructuredOutput{grammar, std::nullopt, {}};
 }

@@ -304,6 +304,7 @@ TEST_F(ServiceTest, AToolThatMustBeUsedIsUsed) {
     const Json request{{"messages", {{{"role", "user"}, {"content", "Do it"}}}},
                        {"tools", {{{"type", "function"}, {"function", {{"name", "act"}, {"parameters", parameters}}}}}},
                        {"tool_choice", "required"},
+                       {"parallel_tool_calls", false},
                        {"max_tokens", 300},
                        {"temperature", 1},
                        {"seed", 3}};
