@@ -18,6 +18,7 @@ void use_device(int device) {
         int driver = 0, runtime = 0;
         (void)cudaDriverGetVersion(&driver);
         (void)cudaRuntimeGetVersion(&runtime);
+        if (driver == 0) throw Error(ErrorKind::kDevice, "this machine has no NVIDIA driver; use --device cpu");
         throw Error(ErrorKind::kDevice,
                     fmt::format("the NVIDIA driver supports CUDA {}.{}, this build needs {}.{}: update the driver or use "
                                 "--device cpu",
