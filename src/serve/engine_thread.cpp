@@ -33,19 +33,16 @@ void EngineThread::stop() {
 }
 
 uint64_t EngineThread::submit(Request request, Sink sink) {
-    uint64_t ticket = 0;
-    bool stopped = false;
-    {
-        const std::lock_guard lock(mutex_);
-        ticket = next_ticket_++;
-        stopped = stop_;
-        if (!stopped) submitted_.push_back({ticket, std::move(request), std::move(sink)});
-    }
-    if (stopped) {
+    std::unique_lock lock(mutex_);
+    const uint64_t ticket = next_ticket_++;
+    if (stop_) {
+        lock.unlock();
         sink(failure(kStopped));
-    } else {
-        wake_.notify_one();
+        return ticket;
     }
+    submitted_.push_back({ticket, std::move(request), std::move(sink)});
+    lock.unlock();
+    wake_.notify_one();
     return ticket;
 }
 

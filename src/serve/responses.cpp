@@ -200,9 +200,9 @@ ChatRequest read_input(Fields& fields) {
 }
 
 Json echoed_fields(Fields& fields, const Request& request) {
-    const auto given = [&](const char* key, Json otherwise) {
+    const auto given = [&](const char* key, const Json& otherwise) {
         const Json* value = fields.find(key);
-        return value == nullptr ? std::move(otherwise) : *value;
+        return value == nullptr ? otherwise : *value;
     };
     return {{"instructions", given("instructions", nullptr)},
             {"max_output_tokens", given("max_output_tokens", nullptr)},

@@ -13,8 +13,8 @@
 
 namespace toml {
 inline namespace v3 {
-class node;
-class table;
+class node;   // NOLINT(readability-identifier-naming): toml++'s names
+class table;  // NOLINT(readability-identifier-naming)
 }  // namespace v3
 }  // namespace toml
 
