@@ -282,9 +282,9 @@ void Connection::handle(HttpRequest request) {
     shared_.callbacks.handle(exchange);
 }
 
-void Connection::refuse(int status, const std::string& message) {
-    parser_.reset();
+void Connection::refuse(int status, const std::string& message) {  // which may lie in the parser
     const std::string body = shared_.callbacks.error_body(status, message);
+    parser_.reset();
     send(fmt::format("HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}",
                      status, http_reason(status), body.size(), body));
     exchange_done(false);
