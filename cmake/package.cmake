@@ -1,0 +1,18 @@
+# cmake --install, and a Debian package: cpack -G DEB in the build folder.
+include(GNUInstallDirs)
+install(TARGETS fathom RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/stories DESTINATION ${CMAKE_INSTALL_DATADIR}/fathom/models)
+install(FILES ${CMAKE_SOURCE_DIR}/LICENSE ${CMAKE_SOURCE_DIR}/docs/verbs/serve.md DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/fathom)
+install(FILES ${CMAKE_SOURCE_DIR}/packaging/fathom.service DESTINATION lib/systemd/system)
+install(FILES ${CMAKE_SOURCE_DIR}/packaging/serve.env DESTINATION /etc/fathom COMPONENT Unspecified)
+
+set(CPACK_GENERATOR DEB)
+set(CPACK_PACKAGE_CONTACT "the fathom project")
+set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_PACKAGE_SECTION science)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_STRIP_FILES ON)
+file(WRITE ${CMAKE_BINARY_DIR}/conffiles "/etc/fathom/serve.env\n")
+set(CPACK_DEBIAN_PACKAGE_CONTROL_EXTRA ${CMAKE_BINARY_DIR}/conffiles)
+include(CPack)
