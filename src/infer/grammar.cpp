@@ -261,6 +261,7 @@ int32_t GrammarAutomaton::push(int32_t node, int32_t stack) {
 int32_t GrammarAutomaton::close(std::vector<Place> places) {
     State state;
     std::set<Place> seen(places.begin(), places.end());
+    places.assign(seen.begin(), seen.end());  // each once: what is twice in a state would be four times in the next
     while (!places.empty()) {
         const Place at = places.back();
         places.pop_back();

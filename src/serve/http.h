@@ -52,6 +52,7 @@ private:
     struct Beast;
     std::unique_ptr<Beast> beast_;
     HttpLimits limits_;
+    bool held_ = false;  // the parser has seen what stands in front of the data and waits for more of it
     int status_ = 400;
     std::string error_;
 

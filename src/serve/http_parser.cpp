@@ -30,11 +30,15 @@ HttpParser::State HttpParser::fail(int status, std::string error) {
 }
 
 HttpParser::State HttpParser::feed(std::string& data) {
+    // The last chunk ends in "0\r\n\r\n": shown again with less behind a lone "0\r\n", Boost 1.81's parser breaks its own
+    // assertion.
+    constexpr size_t kLastChunk = 5;
     auto& parser = beast_->parser;
-    while (!data.empty()) {
+    while (!data.empty() && !(held_ && data.size() < kLastChunk)) {
         boost::system::error_code error;
         const size_t taken = parser.put(boost::asio::buffer(data), error);
         data.erase(0, taken);
+        held_ = error == beast::error::need_more && !data.empty();
         if (error == beast::error::header_limit) {
             return fail(431, fmt::format("the request's headers are larger than {} bytes", limits_.header_bytes));
         }

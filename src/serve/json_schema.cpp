@@ -47,10 +47,12 @@ E number() {
 
 E digit_range(char first, char last) { return E::any_of({{static_cast<uint32_t>(first), static_cast<uint32_t>(last)}}); }
 
-// Decimal numbers from `low` to `high`, texts of the same length.
+// Decimal numbers from `low` to `high`, texts of the same length. Of the two ways to go on below an end, one is all digits:
+// without that case the expression would double with each digit.
 E same_length(const std::string& low, const std::string& high) {
-    if (low.empty()) return E::sequence({});
-    const auto rest = static_cast<int64_t>(low.size()) - 1;
+    const auto length = static_cast<int64_t>(low.size()), rest = length - 1;
+    if (low.find_first_not_of('0') == std::string::npos && high.find_first_not_of('9') == std::string::npos)
+        return digits(length, length);
     if (low[0] == high[0]) return E::sequence({digit_range(low[0], low[0]), same_length(low.substr(1), high.substr(1))});
     std::vector<E> parts;
     const std::string nines(static_cast<size_t>(rest), '9'), zeros(static_cast<size_t>(rest), '0');

@@ -124,6 +124,26 @@ TEST(JsonSchema, IntegersStayWithinTheirBounds) {
     }
 }
 
+// Both found by fuzzing: expressions that doubled with each digit, states that doubled with each byte.
+TEST(JsonSchema, ABoundOnOneSideIsAsCheapAsTwo) {
+    const Grammar grammar = parse_json_schema(Json::parse(R"({"type": "integer", "minimum": -4})"));
+    GrammarAutomaton automaton(grammar);
+    for (const auto& [text, fits] :
+         {std::pair("-4", true), {"-5", false}, {"0", true}, {"999999999999999999", true}, {"-", false}}) {
+        int32_t state = automaton.start();
+        for (const char c : std::string(text)) state = automaton.step(state, static_cast<uint8_t>(c));
+        EXPECT_EQ(state != GrammarAutomaton::kDead && automaton.accepting(state), fits) << text;
+    }
+}
+
+TEST(Regex, AClassMayNameACharacterOften) {
+    const Grammar grammar = {parse_regex("[" + std::string(100, 'B') + "]{40}")};
+    GrammarAutomaton automaton(grammar);
+    int32_t state = automaton.start();
+    for (int i = 0; i < 40; ++i) state = automaton.step(state, 'B');
+    EXPECT_TRUE(automaton.accepting(state));
+}
+
 TEST(JsonSchema, StringsObeyPatternsFormatsAndLengths) {
     EXPECT_TRUE(schema(R"({"type": "string", "pattern": "^[a-c\"]+$"})", R"("a\"c")"));
     EXPECT_FALSE(schema(R"({"type": "string", "pattern": "^[a-c\"]+$"})", R"("a"c")"));

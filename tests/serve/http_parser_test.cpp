@@ -44,6 +44,18 @@ TEST(HttpParser, ChunkedBodiesAreJoined) {
     EXPECT_EQ(parser.take().body, "abcde");
 }
 
+// Found by fuzzing: the parser of Boost 1.81 asserts that more than the last chunk's "0" stands there when it looks again.
+TEST(HttpParser, TheLastChunkMayComeByteByByte) {
+    HttpParser parser{HttpLimits{}};
+    std::string data = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n";
+    ASSERT_EQ(parser.feed(data), HttpParser::State::kMore);
+    data += "\r";
+    ASSERT_EQ(parser.feed(data), HttpParser::State::kMore);
+    data += "\n";
+    ASSERT_EQ(parser.feed(data), HttpParser::State::kDone);
+    EXPECT_EQ(parser.take().body, "");
+}
+
 int refusal(std::string data, const HttpLimits& limits) {
     HttpParser parser(limits);
     return parser.feed(data) == HttpParser::State::kFailed ? parser.error_status() : 0;
