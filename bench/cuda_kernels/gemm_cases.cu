@@ -69,7 +69,7 @@ struct Case {
 void run(Form form, Output type, const GroupedGemm& g, void* out, const bf16* a, const bf16* b) {
     if (form == Form::kForward) grouped_matmul(out, type, a, b, g, nullptr);
     if (form == Form::kDgrad) grouped_dgrad(out, type, a, b, g, nullptr);
-    if (form == Form::kWgrad) grouped_wgrad(static_cast<float*>(out), a, b, g, nullptr);
+    if (form == Form::kWgrad) grouped_wgrad(static_cast<float*>(out), a, b, g, true, nullptr);
 }
 
 void check_case(const Case& c, Form form, Output type, uint64_t seed) {

@@ -3,6 +3,7 @@
 
 #include "cuda/cuda_ops.h"
 #include "cuda/device.cuh"
+#include "cuda/packed_loop.cuh"
 #include "cuda/softmax.cuh"
 
 namespace fathom {
@@ -12,27 +13,41 @@ namespace {
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <class T>
-void swiglu(cudaStream_t stream, const Tensor& y, const Tensor& gate, const Tensor& up) {
-    const bool flat = y.contiguous() && gate.contiguous() && up.contiguous();
-    const Rows<T> to(y), g(gate), u(up);
-    loop(stream, "swiglu", flat ? 1 : y.dim(0), flat ? y.size() : y.dim(1), [=] __device__(int64_t i, int64_t c) {
-        const float x = widen(g.at(i)[c]);
-        to.at(i)[c] = narrow<T>(x * sigmoid(x) * widen(u.at(i)[c]));
-    });
-}
+struct SwiGlu {
+    Rows<T> y, gate, up;
+
+    template <int kCount>
+    __device__ __forceinline__ void operator()(int64_t i, int64_t c) const {
+        float g[kCount], u[kCount];
+        load_pack(g, gate.at(i) + c);
+        load_pack(u, up.at(i) + c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
+        store_pack(y.at(i) + c, g);
+    }
+};
 
 // silu'(g) = s + g s (1 - s), s = sigmoid(g).
 template <class T>
-void swiglu_backward(cudaStream_t stream, const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
-                     const Tensor& up) {
-    const bool flat = dgate.contiguous() && dup.contiguous() && dy.contiguous() && gate.contiguous() && up.contiguous();
-    const Rows<T> dg(dgate), du(dup), grad(dy), g(gate), u(up);
-    loop(stream, "swiglu_backward", flat ? 1 : dy.dim(0), flat ? dy.size() : dy.dim(1), [=] __device__(int64_t i, int64_t c) {
-        const float x = widen(g.at(i)[c]), other = widen(u.at(i)[c]), d = widen(grad.at(i)[c]), s = sigmoid(x), silu = x * s;
-        dg.at(i)[c] = narrow<T>(d * other * fmaf(silu, 1.0f - s, s));
-        du.at(i)[c] = narrow<T>(d * silu);
-    });
-}
+struct SwiGluBackward {
+    Rows<T> dgate, dup, dy, gate, up;
+
+    template <int kCount>
+    __device__ __forceinline__ void operator()(int64_t i, int64_t c) const {
+        float d[kCount], g[kCount], u[kCount];
+        load_pack(d, dy.at(i) + c);
+        load_pack(g, gate.at(i) + c);
+        load_pack(u, up.at(i) + c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+            const float s = sigmoid(g[j]), silu = g[j] * s;
+            g[j] = d[j] * u[j] * fmaf(silu, 1.0f - s, s);
+            u[j] = d[j] * silu;
+        }
+        store_pack(dgate.at(i) + c, g);
+        store_pack(dup.at(i) + c, u);
+    }
+};
 
 __global__ void __launch_bounds__(256)
     cross_entropy_kernel(float* loss, Rows<float> logits, const int32_t* targets, int64_t vocab, int* fault) {
@@ -106,15 +121,24 @@ void CudaOps::swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) {
     check_tensor("swiglu", "y", y, {kAny, kAny});
     check_tensor("swiglu", "gate", gate, y.dtype, {y.dim(0), y.dim(1)});
     check_tensor("swiglu", "up", up, y.dtype, {y.dim(0), y.dim(1)});
-    cuda::with_activation("swiglu", y.dtype, [&](auto type) { cuda::swiglu<decltype(type)>(stream_, y, gate, up); });
+    cuda::with_activation("swiglu", y.dtype, [&](auto type) {
+        using T = decltype(type);
+        cuda::packed_loop_over<T>(stream_, "swiglu", cuda::SwiGlu<T>{cuda::Rows<T>(y), cuda::Rows<T>(gate), cuda::Rows<T>(up)},
+                                  y, gate, up);
+    });
 }
 
 void CudaOps::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate, const Tensor& up) {
     check_tensor("swiglu_backward", "dy", dy, {kAny, kAny});
     for (const Tensor* t : {&dgate, &dup, &gate, &up})
         check_tensor("swiglu_backward", "an argument", *t, dy.dtype, {dy.dim(0), dy.dim(1)});
-    cuda::with_activation("swiglu_backward", dy.dtype,
-                          [&](auto type) { cuda::swiglu_backward<decltype(type)>(stream_, dgate, dup, dy, gate, up); });
+    cuda::with_activation("swiglu_backward", dy.dtype, [&](auto type) {
+        using T = decltype(type);
+        cuda::packed_loop_over<T>(stream_, "swiglu_backward",
+                                  cuda::SwiGluBackward<T>{cuda::Rows<T>(dgate), cuda::Rows<T>(dup), cuda::Rows<T>(dy),
+                                                          cuda::Rows<T>(gate), cuda::Rows<T>(up)},
+                                  dy, dgate, dup, gate, up);
+    });
 }
 
 void CudaOps::cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) {

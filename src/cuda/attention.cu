@@ -144,7 +144,10 @@ void CudaOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, con
                         const Tensor& v, const Spans& spans, double scale) {
     const cuda::AttentionProblem p = cuda::expanded_problem("attention", o, lse, q, k, k_shared, v, spans, scale);
     if (q.dim(0) == 0) return;
-    if (compute_ == DType::kBF16 && cuda::suits_tensor_cores(p)) {
+    const cuda::AttentionSizes sizes{q.dim(0), k.dim(0), q.dim(1), spans.cu_q.dim(0) - 1};
+    if (compute_ == DType::kBF16 && cuda::suits_hopper(p, sizes)) {
+        cuda::run_hopper_attention(stream_, workspace_, p, sizes);
+    } else if (compute_ == DType::kBF16 && cuda::suits_tensor_cores(p)) {
         cuda::run_tensor_attention(stream_, p, q.dim(1), spans.cu_q.dim(0) - 1, spans.max_q);
     } else {
         cuda::run_attention(stream_, "attention", p, q.dim(1), spans);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cuda/runtime.h"
 #include "ops/ops.h"
 
 namespace fathom::cuda {
@@ -45,5 +46,18 @@ void run_tensor_attention(cudaStream_t stream, const AttentionProblem& problem, 
 // dQ, dK, dV, and dk_shared per head in f32, from delta.
 void run_tensor_attention_backward(cudaStream_t stream, const AttentionProblem& problem, int64_t heads, int64_t sequences,
                                    int64_t max_q, int64_t max_k);
+
+struct AttentionSizes {
+    int64_t n = 0, m = 0, heads = 0, sequences = 0;  // rows of queries and of keys
+};
+
+// Attention on Hopper's tensor cores (hopper_attention.h), for what suits it: bf16, 192 channels in queries and keys, of which
+// the last 64 may be shared by all heads, 128 in values, keys not paged.
+[[nodiscard]] bool suits_hopper(const AttentionProblem& problem, const AttentionSizes& sizes);
+void run_hopper_attention(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem,
+                          const AttentionSizes& sizes);
+// Writes all gradients, dk_shared [m, 64] summed over heads.
+void run_hopper_attention_backward(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem,
+                                   const AttentionSizes& sizes, const Tensor& dk_shared);
 
 }  // namespace fathom::cuda

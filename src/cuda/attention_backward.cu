@@ -171,15 +171,21 @@ void CudaOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tenso
     check_tensor(kOp, "dout", dout, {n, h, v.dim(2)});
     if (k_shared) check_tensor(kOp, "dk_shared", dk_shared, {m, shared});
     if (n == 0 || m == 0) return;
-    workspace_.begin((n * h + m * h * shared) * 4);
-    p.delta = workspace_.take<float>(n * h);
-    auto* per_head = workspace_.take<float>(m * h * shared);
+    const int64_t sequences = spans.cu_q.dim(0) - 1;
     p.dout = cuda::head_rows(dout);
     p.dq = cuda::head_rows(dq);
     p.dk = cuda::head_rows(dk);
     p.dv = cuda::head_rows(dv);
+    if (const cuda::AttentionSizes sizes{n, m, h, sequences};
+        compute_ == DType::kBF16 && cuda::suits_hopper(p, sizes) && (!k_shared || dk_shared.dtype == DType::kBF16)) {
+        cuda::run_hopper_attention_backward(stream_, workspace_, p, sizes, dk_shared);
+        return;
+    }
+    workspace_.begin((n * h + m * h * shared) * 4);
+    p.delta = workspace_.take<float>(n * h);
+    auto* per_head = workspace_.take<float>(m * h * shared);
     p.dk_shared = {per_head, DType::kF32, h * shared, shared, shared};
-    const int64_t sequences = spans.cu_q.dim(0) - 1, query_columns = cuda::ceil_div(p.q.width, cuda::kColumns),
+    const int64_t query_columns = cuda::ceil_div(p.q.width, cuda::kColumns),
                   key_columns = query_columns + cuda::ceil_div(p.v.width, cuda::kColumns);
     check(sequences * key_columns <= 65535, "attention_backward: too many sequences in one batch");
     const auto grid = [&](int64_t longest, int64_t columns) {

@@ -102,10 +102,10 @@ __device__ __forceinline__ void multiply_slice(float (&sums)[kTileN / 2], uint32
     pin_registers(sums);
 }
 
-// f32: four lanes write 32 bytes of a row, a whole sector. kAdd reads first.
+// f32: four lanes write 32 bytes of a row, a whole sector. kAdd: reads first where `accumulate`.
 template <bool kAdd>
-__device__ __forceinline__ void store_tile(float* out, int64_t out_row, const float (&sums)[kTileN / 2], int rows,
-                                           int columns) {
+__device__ __forceinline__ void store_tile(float* out, int64_t out_row, const float (&sums)[kTileN / 2], int rows, int columns,
+                                           bool accumulate) {
     const int r = lane_id() / 4, c = 2 * (lane_id() % 4);
     constexpr int kBatch = 8;  // loads in flight
 #pragma unroll
@@ -115,7 +115,8 @@ __device__ __forceinline__ void store_tile(float* out, int64_t out_row, const fl
         for (int i = 0; i < 2 * kBatch; ++i) {
             const int row = r + 8 * (i & 1), column = 8 * (j0 + i / 2) + c;
             v[i] = float2{0, 0};
-            if (kAdd && row < rows && column < columns) v[i] = *reinterpret_cast<const float2*>(out + row * out_row + column);
+            if (kAdd && accumulate && row < rows && column < columns)
+                v[i] = *reinterpret_cast<const float2*>(out + row * out_row + column);
         }
 #pragma unroll
         for (int i = 0; i < 2 * kBatch; ++i) {
@@ -167,7 +168,7 @@ __device__ void consume(Shared& shared, const GemmParams& p, int rank) {
         if constexpr (sizeof(Out) == 2)
             store_rows(out, p.out_row, sums, smem_address(shared.staging[warp]), rows, p.n - tile.n);
         else
-            store_tile<kRaggedK>(out, p.out_row, sums, rows, p.n - tile.n);
+            store_tile<kRaggedK>(out, p.out_row, sums, rows, p.n - tile.n, p.accumulate);
     }
 }
 
@@ -214,7 +215,7 @@ void launch(TensorMap3 a, TensorMap3 b, const GemmParams& p, cudaStream_t stream
 
 // Rows of activations: [rows, width], one more dimension where groups lie beside each other.
 TensorMap3 activations(const void* base, const GroupedGemm& g, int64_t width, int64_t row, int64_t group) {
-    const bool batched = g.offsets == nullptr;
+    const bool batched = g.offsets == nullptr && g.group_rows == 0;
     return {.base = base,
             .size_x = width,
             .size_y = g.rows,
@@ -255,9 +256,10 @@ void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const G
         launch<Major::kK, Major::kMN, false, float>(a, b, p, stream);
 }
 
-void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, cudaStream_t stream) {
+void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, bool accumulate, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0 || g.in == 0) return;
-    const GemmParams p = gemm_params(dw, g, kTileN, g.out, g.in, 0, g.w_row, g.w_group);
+    GemmParams p = gemm_params(dw, g, kTileN, g.out, g.in, 0, g.w_row, g.w_group);
+    p.accumulate = accumulate;
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = activations(x, g, g.in, g.x_row, g.x_group);
     launch<Major::kMN, Major::kMN, true, float>(a, b, p, stream);
 }

@@ -8,6 +8,9 @@
 // synchronises with the host. All matrices bf16 and contiguous along their last dimension unless said otherwise; addresses and
 // row distances are multiples of 16 bytes (bf16: 8 elements). Errors: LogicError for shapes, Error(kDevice) for what CUDA
 // refuses.
+//
+// wgrad may also cut one product along its rows (`group_rows`), so that a small gradient keeps the whole GPU busy: each part is
+// a group with a result of its own, to be added up in order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,6 +26,8 @@ struct GroupedGemm {
     const int32_t* offsets = nullptr;
     int64_t x_row = 0, y_row = 0, w_row = 0;        // elements from one row to the next of x (dx), y (dy) and w (dw)
     int64_t x_group = 0, y_group = 0, w_group = 0;  // elements from one group to the next; x, y only without offsets
+    int64_t group_rows =
+        0;  // wgrad without offsets, if not 0: group g has rows [g group_rows, (g + 1) group_rows) below `rows`
 };
 
 enum class Output { kBf16, kF32 };
@@ -31,13 +36,13 @@ enum class Output { kBf16, kF32 };
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
 // dx = dy w[g]: dx [rows, in] (bf16 or f32), dy [rows, out], w [groups][out, in].
 void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const GroupedGemm& g, cudaStream_t stream);
-// dw[g] += dy^T x over the group's rows: dw [groups][out, in] f32, dy [rows, out], x [rows, in].
-void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, cudaStream_t stream);
+// dw[g] += dy^T x over the group's rows: dw [groups][out, in] f32, dy [rows, out], x [rows, in]. Without `accumulate` = takes
+// the place of +=, and groups without rows are left as they were.
+void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, bool accumulate, cudaStream_t stream);
 
 // The same product in FP8 by the V3 recipe (V3 3.3): x, w are e4m3 codes with f32 factors, of x per row and 128 channels, of w
 // per 128 x 128 block; products of 128 channels are summed by the tensor cores and then added up in f32. y = (x x_scale) (w
 // w_scale)^T, bf16. `in` is a multiple of 128; x_row, w_row of 16.
-// State: right for one tile on an H100; a fault with several groups is corrected but not run: `hopper_bench fp8-check` first.
 struct Fp8Scales {
     const float* x = nullptr;  // [in / 128, x_row]: x_row >= rows, a multiple of 4
     int64_t x_row = 0;

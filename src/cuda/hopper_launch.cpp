@@ -1,7 +1,9 @@
 #include "cuda/hopper_launch.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 
@@ -53,6 +55,18 @@ CUtensorMap encode(const TensorMap3& t) {
     if (result != CUDA_SUCCESS)
         throw Error(ErrorKind::kDevice, "cuTensorMapEncodeTiled refused a tensor map (error " + std::to_string(result) + ")");
     return map;
+}
+
+bool available() {
+    static const bool result = [] {
+        const char* const portable = std::getenv("FATHOM_CUDA_PORTABLE");  // NOLINT(concurrency-mt-unsafe): nobody sets it
+        if (portable != nullptr && std::string_view(portable) == "1") return false;
+        int device = 0, major = 0;
+        require(cudaGetDevice(&device), "cudaGetDevice");
+        require(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+        return major == 9;
+    }();
+    return result;
 }
 
 int multiprocessors() {

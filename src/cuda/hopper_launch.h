@@ -26,6 +26,10 @@ struct TensorMap3 {
 };
 [[nodiscard]] CUtensorMap encode(const TensorMap3& t);
 
+// Whether the current device has Hopper's instructions. FATHOM_CUDA_PORTABLE=1 in the environment says no, so that the portable
+// kernels can be tested on a Hopper card; read once.
+[[nodiscard]] bool available();
+
 [[nodiscard]] int multiprocessors();  // of the current device
 
 // Lets `kernel` use `bytes` of shared memory.

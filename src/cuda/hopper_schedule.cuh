@@ -24,6 +24,15 @@ struct GemmParams {
     int m, n, k;           // the fixed extents: kRaggedK: m, n; else n, k
     int a_group, b_group;  // 1 where the third coordinate of the operand is the group
     bool share_a;          // the pair lies side by side and shares A; else one above the other and shares B
+    int group_rows;        // GroupedGemm::group_rows
+    bool accumulate;       // kRaggedK: add to what `out` holds
+
+    // Groups lie one after the other in the rows.
+    [[nodiscard]] __device__ bool row_groups() const { return offsets != nullptr || group_rows > 0; }
+    // Where group g begins; g may be `groups`.
+    [[nodiscard]] __device__ int first_row(int g) const {
+        return offsets != nullptr ? offsets[g] : static_cast<int>(min(int64_t{rows}, int64_t{g} * group_rows));
+    }
 };
 
 struct GroupPlan {                 // in shared memory
@@ -53,7 +62,7 @@ public:
         if (group_ >= p_.groups) return false;
         tile.group = group_;
         tile.first_row = plan_.row[group_];
-        tile.last_row = p_.offsets != nullptr ? plan_.row[group_ + 1] : p_.rows;
+        tile.last_row = p_.row_groups() ? plan_.row[group_ + 1] : p_.rows;
         const int rows = tile.last_row - tile.first_row;
         const int m_units = units_m(p_, kRaggedK ? p_.m : rows);
         const int unit = unit_ - before_;
@@ -93,8 +102,8 @@ __device__ void plan_groups(GroupPlan& plan, const GemmParams& p) {
         const int g = base + lane_id();
         int units = 0;
         if (g < p.groups) {
-            const int first = p.offsets != nullptr ? p.offsets[g] : 0;
-            const int rows = (p.offsets != nullptr ? p.offsets[g + 1] : p.rows) - first;
+            const int first = p.first_row(g);
+            const int rows = (p.row_groups() ? p.first_row(g + 1) : p.rows) - first;
             plan.row[g] = first;
             if (g + 1 == p.groups) plan.row[g + 1] = first + rows;
             units = rows > 0 ? Sched::units_m(p, kRaggedK ? p.m : rows) * Sched::units_n(p) : 0;
@@ -127,7 +136,7 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
     check(g.x_row % 8 == 0 && g.y_row % 8 == 0 && g.w_row % 8 == 0,
           "grouped product: rows must lie multiples of 8 elements apart");
     check(reinterpret_cast<uintptr_t>(out) % 16 == 0, "grouped product: the result's address must be a multiple of 16");
-    const int batched = g.offsets == nullptr ? 1 : 0;
+    const int batched = g.offsets == nullptr && g.group_rows == 0 ? 1 : 0;
     return {.out = out,
             .offsets = g.offsets,
             .out_row = out_row,
@@ -139,7 +148,9 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
             .k = static_cast<int>(k),
             .a_group = batched,
             .b_group = batched,
-            .share_a = prefer_sharing_a(m, n, tile_n)};
+            .share_a = prefer_sharing_a(m, n, tile_n),
+            .group_rows = static_cast<int>(g.group_rows),
+            .accumulate = true};
 }
 
 }  // namespace fathom::hopper

@@ -108,7 +108,8 @@ struct Where {
 
 // Into how many parts the sum over k of a wgrad is cut, so that a small gradient keeps the whole GPU busy. From the shape
 // alone.
-int splits_of(const Product& p, bool exact) {
+int splits_of(const Product& p, bool exact, bool hopper) {
+    if (hopper) return hopper_splits(p);
     if (exact || p.form != ProductForm::kWgrad || p.offsets != nullptr || p.groups != 1) return 1;
     constexpr int64_t kBlocks = 132, kTile = 128, kLeast = 256, kMost = 64;
     const int64_t tiles = std::max<int64_t>(ceil_div(p.m, kTile) * ceil_div(p.n, kTile), 1);
@@ -116,13 +117,16 @@ int splits_of(const Product& p, bool exact) {
 }
 
 void run_table(const Where& where, const char* op, const Product& p, const GroupTable& table) {
-    const int splits = splits_of(p, where.exact);
+    const bool hopper = !where.exact && suits_hopper(p, table);
+    const int splits = splits_of(p, where.exact, hopper);
     float* partial = nullptr;
     if (splits > 1) {
         where.workspace.begin(splits * p.m * p.n * 4);
         partial = where.workspace.take<float>(splits * p.m * p.n);
     }
-    if (!where.exact && suits_tensor_cores(p, table)) {
+    if (hopper) {
+        run_hopper_product(where.stream, p, table, partial, splits);
+    } else if (!where.exact && suits_tensor_cores(p, table)) {
         run_tensor_product(where.stream, op, p, table, partial, splits);
     } else {
         run_chain_product(where.stream, op, p, table, partial, splits);

@@ -1,6 +1,7 @@
 // Copies, sums and row movements: all bound by memory. One thread per element, neighbours in a row side by side.
 #include "cuda/cuda_ops.h"
 #include "cuda/device.cuh"
+#include "cuda/packed_loop.cuh"
 
 namespace fathom {
 namespace cuda {
@@ -82,12 +83,19 @@ bool is_float(DType type) {
 }
 
 template <class T>
-void add(cudaStream_t stream, const Tensor& y, const Tensor& a, const Tensor& b) {
-    const bool flat = y.contiguous() && a.contiguous() && b.contiguous();
-    const Rows<T> to(y), left(a), right(b);
-    loop(stream, "add", flat ? 1 : y.dim(0), flat ? y.size() : y.dim(1),
-         [=] __device__(int64_t i, int64_t c) { to.at(i)[c] = narrow<T>(widen(left.at(i)[c]) + widen(right.at(i)[c])); });
-}
+struct Add {
+    Rows<T> y, a, b;
+
+    template <int kCount>
+    __device__ __forceinline__ void operator()(int64_t i, int64_t c) const {
+        float left[kCount], right[kCount];
+        load_pack(left, a.at(i) + c);
+        load_pack(right, b.at(i) + c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) left[j] += right[j];
+        store_pack(y.at(i) + c, left);
+    }
+};
 
 template <class T>
 void add_bias(cudaStream_t stream, const Tensor& y, const Tensor& bias) {
@@ -153,6 +161,20 @@ void move_rows(cudaStream_t stream, const char* op, const Tensor& y, const Tenso
     const auto* index = rows.as<int32_t>();
     const Tensor to = y, from = x;
     const int64_t y_row = y.stride[0], x_row = x.stride[0];
+    if (y.dtype == x.dtype && packable(x, y)) {  // 16 bytes at a time
+        const int64_t scale = size_of(y.dtype), packs = y.dim(1) * scale / 16, y_packs = y_row * scale / 16,
+                      x_packs = x_row * scale / 16;
+        loop(stream, op, rows.dim(0), packs, [=] __device__(int64_t i, int64_t c) {
+            const int64_t other = index[i];
+            if (other < 0 || other >= table) {
+                *fault = kRowIndex;
+                return;
+            }
+            static_cast<uint4*>(to.data)[(gather ? i : other) * y_packs + c] =
+                static_cast<const uint4*>(from.data)[(gather ? other : i) * x_packs + c];
+        });
+        return;
+    }
     loop(stream, op, rows.dim(0), y.dim(1), [=] __device__(int64_t i, int64_t c) {
         const int64_t other = index[i];
         if (other < 0 || other >= table) {
@@ -234,7 +256,10 @@ void CudaOps::add(const Tensor& y, const Tensor& a, const Tensor& b) {
     check_tensor("add", "y", y, {kAny, kAny});
     check_tensor("add", "a", a, y.dtype, {y.dim(0), y.dim(1)});
     check_tensor("add", "b", b, y.dtype, {y.dim(0), y.dim(1)});
-    cuda::with_activation("add", y.dtype, [&](auto type) { cuda::add<decltype(type)>(stream_, y, a, b); });
+    cuda::with_activation("add", y.dtype, [&](auto type) {
+        using T = decltype(type);
+        cuda::packed_loop_over<T>(stream_, "add", cuda::Add<T>{cuda::Rows<T>(y), cuda::Rows<T>(a), cuda::Rows<T>(b)}, y, a, b);
+    });
 }
 
 void CudaOps::add_bias(const Tensor& y, const Tensor& bias) {

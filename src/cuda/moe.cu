@@ -1,6 +1,7 @@
 // Dispatch to experts and back, and how evenly they are used.
 #include "cuda/cuda_ops.h"
 #include "cuda/device.cuh"
+#include "cuda/packed_loop.cuh"
 
 namespace fathom {
 namespace cuda {
@@ -79,21 +80,28 @@ __global__ void __launch_bounds__(kWarp)
 }
 
 template <class T>
-void combine(cudaStream_t stream, const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) {
-    const Rows<T> to(y), from(x);
-    const Rows<int32_t> slots(slot);
-    const Rows<float> factors(weights);
-    const int64_t chosen = slot.dim(1);
-    loop(stream, "combine", y.dim(0), y.dim(1), [=] __device__(int64_t i, int64_t c) {
-        float sum = 0;
-        for (int64_t k = 0; k < chosen; ++k)
-            sum = fmaf(factors.data == nullptr ? 1.0f : factors.at(i)[k], widen(from.at(slots.at(i)[k])[c]), sum);
-        to.at(i)[c] = narrow<T>(sum);
-    });
-}
+struct Combine {
+    Rows<T> y, x;
+    Rows<int32_t> slots;
+    Rows<float> weights;
+    int64_t chosen;
 
-// One warp per choice.
-template <class T>
+    template <int kCount>
+    __device__ __forceinline__ void operator()(int64_t i, int64_t c) const {
+        float sum[kCount]{};
+        for (int64_t k = 0; k < chosen; ++k) {
+            const float weight = weights.data == nullptr ? 1.0f : weights.at(i)[k];
+            float part[kCount];
+            load_pack(part, x.at(slots.at(i)[k]) + c);
+#pragma unroll
+            for (int j = 0; j < kCount; ++j) sum[j] = fmaf(weight, part[j], sum[j]);
+        }
+        store_pack(y.at(i) + c, sum);
+    }
+};
+
+// One warp per choice; kCount elements at a time.
+template <class T, int kCount>
 __global__ void __launch_bounds__(256)
     combine_backward_kernel(Rows<T> dx, Rows<float> dweights, Rows<T> dy, Rows<T> x, Rows<int32_t> slot, Rows<float> weights,
                             int64_t chosen, int64_t choices, int64_t d) {
@@ -103,10 +111,16 @@ __global__ void __launch_bounds__(256)
     const int64_t i = choice / chosen, k = choice % chosen, at = slot.at(i)[k];
     const float weight = weights.at(i)[k];
     float sum = 0;
-    for (int64_t c = lane; c < d; c += kWarp) {
-        const float g = widen(dy.at(i)[c]);
-        sum = fmaf(g, widen(x.at(at)[c]), sum);
-        dx.at(at)[c] = narrow<T>(weight * g);
+    for (int64_t c = lane * kCount; c < d; c += kWarp * kCount) {
+        float g[kCount], value[kCount];
+        load_pack(g, dy.at(i) + c);
+        load_pack(value, x.at(at) + c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+            sum = fmaf(g[j], value[j], sum);
+            g[j] *= weight;
+        }
+        store_pack(dx.at(at) + c, g);
     }
     sum = warp_sum(sum);
     if (lane == 0) dweights.at(i)[k] = sum;
@@ -144,7 +158,12 @@ void CudaOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, cons
     check_tensor("combine", "x", x, y.dtype, {kAny, d});
     check_tensor("combine", "slot", slot, DType::kI32, {n, kAny});
     if (weights) check_tensor("combine", "weights", weights, DType::kF32, {n, slot.dim(1)});
-    cuda::with_activation("combine", y.dtype, [&](auto type) { cuda::combine<decltype(type)>(stream_, y, x, slot, weights); });
+    cuda::with_activation("combine", y.dtype, [&](auto type) {
+        using T = decltype(type);
+        cuda::packed_loop<T>(stream_, "combine", n, d, cuda::packable(x, y),
+                             cuda::Combine<T>{cuda::Rows<T>(y), cuda::Rows<T>(x), cuda::Rows<int32_t>(slot),
+                                              cuda::Rows<float>(weights), slot.dim(1)});
+    });
 }
 
 void CudaOps::combine_backward(const Tensor& dx, const Tensor& dweights, const Tensor& dy, const Tensor& x, const Tensor& slot,
@@ -159,7 +178,9 @@ void CudaOps::combine_backward(const Tensor& dx, const Tensor& dweights, const T
     if (n * chosen == 0) return;
     cuda::with_activation("combine_backward", dy.dtype, [&](auto type) {
         using T = decltype(type);
-        cuda::combine_backward_kernel<T><<<static_cast<unsigned>(cuda::ceil_div(n * chosen, 8)), 256, 0, stream_>>>(
+        const auto kernel = cuda::packable(dx, dy, x) ? cuda::combine_backward_kernel<T, cuda::kPackOf<T>>
+                                                      : cuda::combine_backward_kernel<T, 1>;
+        kernel<<<static_cast<unsigned>(cuda::ceil_div(n * chosen, 8)), 256, 0, stream_>>>(
             cuda::Rows<T>(dx), cuda::Rows<float>(dweights), cuda::Rows<T>(dy), cuda::Rows<T>(x), cuda::Rows<int32_t>(slot),
             cuda::Rows<float>(weights), chosen, n * chosen, d);
     });

@@ -56,4 +56,11 @@ void add_splits(cudaStream_t stream, const char* op, const Product& product, con
 void run_tensor_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, float* partial,
                         int splits);
 
+// The same on Hopper's tensor cores (hopper_gemm.h), for what suits them: besides, widths are multiples of 8 and not narrow,
+// and the groups' matrices lie at equal distances. Rows do not matter, so that neither does a row's batch.
+[[nodiscard]] bool suits_hopper(const Product& product, const GroupTable& table);
+// Into how many parts such a wgrad without offsets cuts its sum, from the shape alone.
+[[nodiscard]] int hopper_splits(const Product& product);
+void run_hopper_product(cudaStream_t stream, const Product& product, const GroupTable& table, float* partial, int splits);
+
 }  // namespace fathom::cuda

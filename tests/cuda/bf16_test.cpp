@@ -1,5 +1,6 @@
 // The back end with bf16 activations: results are those of the reference on the same numbers, rounded. Shapes with packed rows
-// of multiples of eight run on tensor cores, the others on the kernels of f32.
+// of multiples of eight run on tensor cores, the others on the kernels of f32. On a Hopper card the wider ones, and experts
+// that lie one after the other, run on the kernels of that card; FATHOM_CUDA_PORTABLE=1 takes the portable ones.
 #include <array>
 
 #include "cuda/plugin.h"
@@ -27,6 +28,38 @@ protected:
         return {w.device, w.reference};
     }
 };
+// Matrices as a model's memory has them: at equal distances, which may be longer than a matrix.
+struct Matrices {
+    std::vector<WeightPair> weights;
+    std::vector<Pair> gradients;
+};
+
+class Bf16Hopper : public Bf16 {
+protected:
+    static constexpr int kFewCases = 8;
+
+    int64_t wide() { return 8 * integer(8, 60); }
+    Matrices matrices(int64_t count, int64_t out, int64_t in) {
+        const int64_t step = out + (coin() ? 8 * integer(1, 5) : 0);
+        const Pair w = random({count * step, in}, 1, 0, DType::kBF16, true),
+                   dw = random({count * step, in}, 1, 0, DType::kF32, true);
+        Matrices all;
+        for (int64_t i = 0; i < count; ++i) {
+            const auto cut = [&](const Pair& x) {
+                Pair part{x.device.slice(0, i * step, i * step + out), x.reference.slice(0, i * step, i * step + out), {}};
+                part.whole = part.device;
+                return part;
+            };
+            const Pair weight = cut(w);
+            all.weights.push_back({weight.device, weight.reference});
+            all.gradients.push_back(cut(dw));
+        }
+        return all;
+    }
+    Pair packed(const Dims& dims, DType type = DType::kBF16) { return random(dims, 1, 0, type, true); }
+};
+INSTANTIATE_TEST_SUITE_P(, Bf16Hopper, testing::ValuesIn(bf16_backends()), backend_name);
+
 INSTANTIATE_TEST_SUITE_P(, Bf16, testing::ValuesIn(bf16_backends()), backend_name);
 
 TEST_P(Bf16, ProductsAreTheReferencesRounded) {
@@ -100,7 +133,8 @@ TEST_P(Bf16, EveryHeadHasItsOwnMatrix) {
 
 TEST_P(Bf16, ARowsBitsDoNotDependOnItsBatch) {
     const int64_t n = 333, in = 320, out = 264;
-    const Pair x = random({n, in}, 1, 0, DType::kBF16, true), y = empty({n, out}), parts = empty({n, out});
+    const auto space = [&] { return random({n, out}, 1, 0, DType::kF32, true); };
+    const Pair x = random({n, in}, 1, 0, DType::kBF16, true), y = space(), parts = space();
     const WeightPair w = weight(out, in, DType::kBF16);
     const Pair packed = random({out, in}, 1, 0, DType::kBF16, true);
     for (const Weight& matrix : {w.device, Weight(packed.device)}) {
@@ -160,6 +194,157 @@ TEST_P(Bf16, AttentionAndItsGradientsFollowTheirFormulas) {
         for (const Pair& gradient : {dq, dk, dv}) expect_close(gradient, 4);
         if (shared > 0) expect_close(dk_shared, 4);
     }
+}
+
+TEST_P(Bf16Hopper, WideProductsAreTheReferencesRounded) {
+    for (int i = 0; i < 2 * kFewCases; ++i) {
+        const int64_t n = coin() ? rows() : integer(1, 500), in = wide(), out = wide();
+        const Matrices m = matrices(1, out, in);
+        const Pair x = packed({n, in}), dy = packed({n, out}), y = packed({n, out}), dx = packed({n, in});
+        const Pair exact = packed({n, out}, DType::kF32);
+        run([&](Ops& o, Side at) {
+            o.matmul(at(y), at(x), at(m.weights[0]));
+            o.matmul(at(exact), at(x), at(m.weights[0]));
+            o.matmul_dgrad(at(dx), at(dy), at(m.weights[0]));
+            o.matmul_wgrad(at(m.gradients[0]), at(dy), at(x));
+        });
+        expect_close(y);
+        expect_close(exact, kF32Sums / tolerance(DType::kF32));
+        expect_close(dx);
+        expect_close(m.gradients[0], kF32Sums / tolerance(DType::kF32));
+    }
+}
+
+TEST_P(Bf16Hopper, ExpertsInARowMayBeEmptyOrHoldOneRow) {
+    for (int i = 0; i < 2 * kFewCases; ++i) {
+        const int64_t m = coin() ? rows() : integer(1, 600), experts = i == 0 ? 150 : integer(1, 40), in = wide(), out = wide();
+        const Matrices all = matrices(experts, out, in);
+        const Pair bounds = offsets(m, experts), x = packed({m, in}), dy = packed({m, out}), y = packed({m, out}),
+                   dx = packed({m, in});
+        run([&](Ops& o, Side at) {
+            o.grouped_matmul(at(y), at(x), at(all.weights), at(bounds));
+            o.grouped_dgrad(at(dx), at(dy), at(all.weights), at(bounds));
+            o.grouped_wgrad(at(all.gradients), at(dy), at(x), at(bounds));
+        });
+        expect_close(y);
+        expect_close(dx);
+        for (const Pair& one : all.gradients) expect_close(one, kF32Sums / tolerance(DType::kF32));
+    }
+}
+
+TEST_P(Bf16Hopper, HeadsInARowHaveTheirOwnMatrices) {
+    for (int i = 0; i < kFewCases; ++i) {
+        const int64_t n = rows(), heads = integer(1, 7), in = wide(), out = wide();
+        const Matrices all = matrices(heads, out, in);
+        const Pair x = packed({n, heads, in}), dy = packed({n, heads, out}), y = packed({n, heads, out}),
+                   dx = packed({n, heads, in});
+        run([&](Ops& o, Side at) {
+            o.batched_matmul(at(y), at(x), at(all.weights));
+            o.batched_dgrad(at(dx), at(dy), at(all.weights));
+        });
+        expect_close(y);
+        expect_close(dx);
+    }
+}
+
+TEST_P(Bf16Hopper, ALongGradientSumRepeatsAndIsWhole) {
+    for (const int64_t n : {4096, 5000, 2049}) {
+        const Pair dy = packed({n, 136}), x = packed({n, 264}), dw = packed({136, 264}, DType::kF32);
+        const Pair again = values({136, 264}, device_values(dw).data, DType::kF32, true);
+        run([&](Ops& o, Side at) { o.matmul_wgrad(at(dw), at(dy), at(x)); });
+        ops->matmul_wgrad(again.device, dy.device, x.device);
+        expect_close(dw, kF32Sums / tolerance(DType::kF32));
+        EXPECT_EQ(device_values(again).data, device_values(dw).data);
+    }
+}
+
+// MLA's own sizes: 128 channels per head and 64 that all heads share, or 192 per head; chunks behind a prefix.
+class Bf16Mla : public Bf16Hopper {
+protected:
+    struct Case {
+        Pair q, k, k_shared, v, dout, o, lse, dq, dk, dk_shared, dv, cu_q, cu_k;
+        int64_t longest_q = 0, longest_k = 0;
+        double scale = 1 / std::sqrt(192.0);
+
+        [[nodiscard]] SpansPair spans() const {
+            return {{cu_q.device, cu_k.device, {}, longest_q, longest_k},
+                    {cu_q.reference, cu_k.reference, {}, longest_q, longest_k}};
+        }
+    };
+
+    Case draw(const std::vector<std::pair<int64_t, int64_t>>& lengths, int64_t h, bool shared) {
+        std::vector<int64_t> cu_q{0}, cu_k{0};
+        Case c;
+        for (const auto& [queries, keys] : lengths) {
+            cu_q.push_back(cu_q.back() + queries);
+            cu_k.push_back(cu_k.back() + keys);
+            c.longest_q = std::max(c.longest_q, queries);
+            c.longest_k = std::max(c.longest_k, keys);
+        }
+        const int64_t n = cu_q.back(), m = cu_k.back(), d_k = shared ? 128 : 192;
+        c.q = packed({n, h, 192}), c.k = packed({m, h, d_k}), c.v = packed({m, h, 128}), c.dout = packed({n, h, 128});
+        c.o = packed({n, h, 128}), c.lse = packed({n, h}, DType::kF32), c.dq = packed({n, h, 192});
+        c.dk = packed({m, h, d_k}), c.dv = packed({m, h, 128});
+        if (shared) c.k_shared = packed({m, 64}), c.dk_shared = packed({m, 64});
+        c.cu_q = ints({static_cast<int64_t>(cu_q.size())}, cu_q);
+        c.cu_k = ints({static_cast<int64_t>(cu_k.size())}, cu_k);
+        return c;
+    }
+
+    static void attend(Ops& to, Side at, const Case& c) {
+        to.attention(at(c.o), at(c.lse), at(c.q), at(c.k), at(c.k_shared), at(c.v), at(c.spans()), c.scale);
+        to.attention_backward(at(c.dq), at(c.dk), at(c.dk_shared), at(c.dv), at(c.dout), at(c.q), at(c.k), at(c.k_shared),
+                              at(c.v), at(c.o), at(c.lse), at(c.spans()), c.scale);
+    }
+};
+INSTANTIATE_TEST_SUITE_P(, Bf16Mla, testing::ValuesIn(bf16_backends()), backend_name);
+
+TEST_P(Bf16Mla, AttentionAndItsGradientsFollowTheirFormulas) {
+    for (int i = 0; i < kFewCases; ++i) {
+        std::vector<std::pair<int64_t, int64_t>> lengths;
+        for (int64_t s = integer(0, 4); s >= 0; --s) {
+            const int64_t queries = coin() ? integer(1, 3) : integer(1, 300);
+            lengths.emplace_back(queries, queries + (coin() ? 0 : integer(1, 200)));
+        }
+        const Case c = draw(lengths, integer(1, 3), coin());
+        run([&](Ops& to, Side at) { attend(to, at, c); });
+        expect_close(c.o, 2);
+        expect_close(c.lse, 100);
+        for (const Pair& gradient : {c.dq, c.dk, c.dv}) expect_close(gradient, 4);
+        if (c.k_shared.device) expect_close(c.dk_shared, 4);
+    }
+}
+
+TEST_P(Bf16Mla, ASequencesBitsDoNotDependOnTheOthersAndRepeat) {
+    const std::vector<std::pair<int64_t, int64_t>> lengths{{1, 1}, {130, 130}, {7, 200}, {257, 300}, {64, 64}};
+    const Case c = draw(lengths, 2, true);
+    const auto forward_and_backward = [&](const Case& one) { attend(*ops, Side(true), one); };
+    const auto results = [&](const Case& one) {
+        std::vector<std::vector<double>> all;
+        for (const Pair& x : {one.o, one.lse, one.dq, one.dk, one.dv, one.dk_shared}) all.push_back(device_values(x).data);
+        return all;
+    };
+    forward_and_backward(c);
+    const auto first = results(c);
+    forward_and_backward(c);
+    EXPECT_EQ(results(c), first);
+
+    int64_t q0 = 0, k0 = 0;
+    for (const auto& [queries, keys] : lengths) {  // each alone, in the same memory
+        const auto cut = [](Pair x, int64_t begin, int64_t count) {
+            x.device = x.whole = x.device.slice(0, begin, begin + count);
+            return x;
+        };
+        Case one = c;
+        for (Pair* x : {&one.q, &one.dout, &one.o, &one.lse, &one.dq}) *x = cut(*x, q0, queries);
+        for (Pair* x : {&one.k, &one.v, &one.k_shared, &one.dk, &one.dv, &one.dk_shared}) *x = cut(*x, k0, keys);
+        one.cu_q = ints({2}, {0, queries});
+        one.cu_k = ints({2}, {0, keys});
+        one.longest_q = queries, one.longest_k = keys;
+        forward_and_backward(one);
+        q0 += queries, k0 += keys;
+    }
+    EXPECT_EQ(results(c), first);
 }
 
 }  // namespace
