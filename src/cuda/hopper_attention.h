@@ -1,7 +1,5 @@
 // Causal attention, forward and backward, of packed sequences (documents) with head sizes 192 (keys) and 128 (values) on
 // Hopper's tensor cores (sm_90a): MLA in its expanded form, for training and prefill.
-// State: forward gave right results on an H100, its repeatability is unchecked; backward has only ever been right for one token
-// because the run that checked it was linked from stale objects. Run `hopper_bench attention-check` before calling either.
 #pragma once
 
 #include <cuda_runtime.h>

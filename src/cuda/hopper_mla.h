@@ -1,5 +1,4 @@
 // Absorbed MLA attention over the paged latent cache on Hopper's tensor cores (sm_90a): decoding, and short runs of new tokens.
-// State: every part was checked on an H100, this combination of them was not: run `hopper_bench mla-check` first.
 #pragma once
 
 #include <cuda_runtime.h>
