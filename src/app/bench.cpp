@@ -98,8 +98,9 @@ void bench(const BenchOptions& options, const Globals& globals) {
 }
 
 void declare(CLI::App& verb, BenchOptions& o) {
+    constexpr int64_t kMost = 1 << 30;
     const auto number = [&](const char* name, int64_t& value, const char* text, const char* group) {
-        verb.add_option(name, value, text)->type_name("N")->check(CLI::NonNegativeNumber)->group(group);
+        verb.add_option(name, value, text)->type_name("N")->check(CLI::Range(int64_t{0}, kMost))->group(group);
     };
     verb.add_option("run", o.run, "decode, prefill or train")
         ->type_name("RUN")
@@ -113,10 +114,10 @@ void declare(CLI::App& verb, BenchOptions& o) {
         ->check(CLI::IsMember({"auto", "f32", "bf16"}));
     verb.add_option("--repetitions", o.repetitions, "of the measurement; the roofs are measured before each")
         ->type_name("N")
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(int64_t{1}, kMost));
     verb.add_option("--batch,--rows", o.batch, "sequences at a time; 0: 1, or what the training configuration says")
         ->type_name("N")
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(int64_t{0}, kMost));
     const char* text = "Decode and prefill";
     number("--depth", o.depth, "tokens in the cache before the measured ones", text);
     number("--prompt-tokens", o.prompt_tokens, "prefill: new tokens of each prompt (0: 512); decode: added to --depth", text);

@@ -317,6 +317,10 @@ void bench_serve(Options options, const Globals& globals) {
 void add_bench_serve(CLI::App& bench, Globals& globals) {
     auto options = std::make_shared<Options>();
     Options& o = *options;
+    constexpr int64_t kMost = 1 << 30;
+    const CLI::Validator positive(
+        [](std::string& text) { return std::strtod(text.c_str(), nullptr) > 0 ? "" : text + " is not above 0"; }, "",
+        "positive");
     CLI::App* verb =
         bench.add_subcommand("serve", "measure a running server: throughput, time to first token, time between tokens");
     verb->add_option("--host", o.host, "of the server")->type_name("HOST");
@@ -328,32 +332,30 @@ void add_bench_serve(CLI::App& bench, Globals& globals) {
         ->type_name("NAME")
         ->check(CLI::IsMember({"random", "prefix_repetition", "custom", "sharegpt"}));
     verb->add_option("--dataset-path", o.dataset_path, "of custom and sharegpt")->type_name("FILE");
-    verb->add_option("--num-prompts", o.prompts, "requests in all")->type_name("N")->check(CLI::PositiveNumber);
+    verb->add_option("--num-prompts", o.prompts, "requests in all")->type_name("N")->check(CLI::Range(int64_t{1}, kMost));
     verb->add_option("--random-input-len,--input-len", o.input_length, "tokens of a prompt behind its prefix")
         ->type_name("N")
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(int64_t{1}, kMost));
     verb->add_option("--random-output-len,--output-len", o.output_length, "tokens of an answer")
         ->type_name("N")
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(int64_t{1}, kMost));
     verb->add_option("--random-range-ratio", o.range_ratio, "lengths vary by this share")
         ->type_name("R")
         ->check(CLI::Range(0.0, 0.99));
     verb->add_option("--random-prefix-len,--prefix-repetition-prefix-len", o.prefix_length,
                      "tokens that prompts have in common")
         ->type_name("N")
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(int64_t{0}, kMost));
     verb->add_option("--prefix-repetition-num-prefixes", o.prefixes, "different prefixes")
         ->type_name("N")
-        ->check(CLI::PositiveNumber);
-    verb->add_option("--request-rate", o.rate, "requests a second; inf: all at once")
-        ->type_name("R")
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(int64_t{1}, kMost));
+    verb->add_option("--request-rate", o.rate, "requests a second; inf: all at once")->type_name("R")->check(positive);
     verb->add_option("--burstiness", o.burstiness, "1: Poisson arrivals; smaller ones come in bursts")
         ->type_name("B")
-        ->check(CLI::PositiveNumber);
+        ->check(positive);
     verb->add_option("--max-concurrency", o.concurrency, "requests at a time; 0: no limit")
         ->type_name("N")
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(int64_t{0}, kMost));
     verb->add_option("--goodput", o.goodput, "what a good request keeps, e.g. \"ttft:200 tpot:50\" (ms)")->type_name("SLO");
     verb->add_option("--seed", o.seed, "of prompts and arrivals")->type_name("N");
     verb->add_flag("--ignore-eos", o.ignore_eos, "answers have their full length");

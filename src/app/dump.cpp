@@ -97,6 +97,8 @@ private:
             }
             ids_.push_back(static_cast<int32_t>(id));
         }
+        if (length_ == 1 && what_.contains("grads"))
+            throw Error(ErrorKind::kInput, fmt::format("{}: gradients need sequences of at least two tokens", options_.input));
         if (length_ <= model_.config().max_position_embeddings) return;
         throw Error(ErrorKind::kInput, fmt::format("{}: sequences of {} tokens, the model reads at most {} "
                                                    "(max_position_embeddings)",

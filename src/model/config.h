@@ -14,6 +14,9 @@
 
 namespace fathom {
 
+// Whether config.json may have this key: ModelConfig reads it, or released files of the family have it and it is carried along.
+[[nodiscard]] bool is_config_key(std::string_view key);
+
 [[nodiscard]] std::string_view name_of(ScoringFunc func);   // "softmax", "sigmoid"
 [[nodiscard]] std::string_view name_of(TopkMethod method);  // "greedy", "group_limited_greedy", "noaux_tc"
 

@@ -1,6 +1,7 @@
 // ModelConfig from and to config.json text.
 #include <fmt/format.h>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -366,6 +367,31 @@ private:
 };
 
 }  // namespace
+
+bool is_config_key(std::string_view key) {
+    constexpr std::array<std::string_view, 13> kRead{
+        "model_type",   "scoring_func", "topk_method", "rope_theta", "rope_scaling",        "rope_parameters", "bos_token_id",
+        "eos_token_id", "pad_token_id", "torch_dtype", "dtype",      "quantization_config", "hidden_act"};
+    constexpr std::array<std::string_view, 14> kCarried{"architectures",
+                                                        "attention_dropout",
+                                                        "auto_map",
+                                                        "ep_size",
+                                                        "mlp_bias",
+                                                        "mlp_layer_types",
+                                                        "_name_or_path",
+                                                        "output_router_logits",
+                                                        "pretraining_tp",
+                                                        "qk_head_dim",
+                                                        "router_aux_loss_coef",
+                                                        "router_jitter_noise",
+                                                        "transformers_version",
+                                                        "use_cache"};
+    const auto named = [key](const auto& table) {
+        return std::ranges::any_of(table, [key](const auto& k) { return k.name == key; });
+    };
+    return named(kIntegerKeys) || named(kNumberKeys) || named(kFlagKeys) || std::ranges::count(kRead, key) > 0 ||
+           std::ranges::count(kCarried, key) > 0;
+}
 
 ModelConfig ModelConfig::parse(std::string_view json_text) {
     Json root = parse_object(json_text);

@@ -71,7 +71,13 @@ void read_model(toml::table& root, const std::filesystem::path& base, TrainConfi
     }
     if (file.empty() && !config.model.init_from.empty()) file = config.model.init_from / "config.json";
     nlohmann::ordered_json json = file.empty() ? nlohmann::ordered_json::object() : read_json_object(file);
-    for (const std::string& key : section.rest()) json[key] = to_json(*section.take(key), section.full(key));
+    for (const std::string& key : section.rest()) {
+        if (!json.contains(key) && !is_config_key(key))
+            fail_setting(section.full(key),
+                         "is not a known key; known are config, init_from, tokenizer, init_std and those of config.json "
+                         "(further ones are carried along from the file that model.config names)");
+        json[key] = to_json(*section.take(key), section.full(key));
+    }
     if (json.empty()) fail_setting("model", "needs `config = \"config.json\"`, `init_from`, or the keys of a config.json");
     try {
         config.model.config = ModelConfig::parse(json.dump(2));

@@ -149,6 +149,7 @@ void Learner::balance(StepMetrics& metrics) {
         const MoeStatistics& statistics = moe->statistics;
         std::vector<int64_t> load(static_cast<size_t>(statistics.expert_load.size()));
         ops_.read_back(load.data(), statistics.expert_load);
+        metrics.moe_layers.push_back(layer);
         describe_load(metrics, load);
         if (metrics.step % config_.metrics.expert_load_every == 0) metrics.expert_load.push_back(load);
         Param* bias = moe->router().correction_bias();

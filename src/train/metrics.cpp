@@ -59,6 +59,7 @@ StepMetrics from_json(const Json& object) {
                 list.push_back(value.get<T>());
         }
     });
+    if (object.contains("moe_layers")) object["moe_layers"].get_to(m.moe_layers);
     if (object.contains("expert_load")) object["expert_load"].get_to(m.expert_load);
     for (const auto& [name, value] : object.items()) {
         bool known = name == "step" || name == "tokens";
@@ -93,6 +94,7 @@ std::string to_json(const StepMetrics& metrics) {
         if (value) object[name] = *value;
     });
     for (const auto& [name, value] : metrics.more) object[name] = value;
+    if (!metrics.moe_layers.empty()) object["moe_layers"] = metrics.moe_layers;
     for_each_list(metrics, [&](const char* name, const auto& list) {
         if (!list.empty()) object[name] = list;
     });
@@ -108,14 +110,18 @@ std::vector<std::pair<std::string, double>> scalars(const StepMetrics& metrics) 
     result.insert(result.end(), metrics.more.begin(), metrics.more.end());
     for_each_list(metrics, [&](const std::string& name, const auto& list) {
         if (list.empty()) return;
-        for (size_t layer = 0; layer < list.size(); ++layer) {
-            result.emplace_back(fmt::format("{}/layer_{}", name, layer), static_cast<double>(list[layer]));
+        for (size_t i = 0; i < list.size(); ++i) {
+            result.emplace_back(fmt::format("{}/layer_{}", name, layer_number(metrics, i)), static_cast<double>(list[i]));
         }
         const double sum = std::accumulate(list.begin(), list.end(), 0.0);
         result.emplace_back(name + "/mean", sum / static_cast<double>(list.size()));
         result.emplace_back(name + "/max", static_cast<double>(*std::ranges::max_element(list)));
     });
     return result;
+}
+
+int64_t layer_number(const StepMetrics& metrics, size_t i) {
+    return i < metrics.moe_layers.size() ? metrics.moe_layers[i] : static_cast<int64_t>(i);
 }
 
 std::vector<StepMetrics> read_metrics(const std::filesystem::path& path) {

@@ -154,7 +154,7 @@ HeatMap::Panel load_panel(const std::vector<const StepMetrics*>& reports, size_t
     const size_t experts = reports.front()->expert_load[layer].size(), rows = std::min(experts, kMaxRows);
     const auto first = [&](size_t row) { return row * experts / rows; };  // expert of a row
     HeatMap::Panel panel;
-    panel.title = fmt::format("MoE layer {}, {} experts", layer, experts);
+    panel.title = fmt::format("layer {}, {} experts", layer_number(*reports.front(), layer), experts);
     if (rows < experts) panel.title += fmt::format(" in {} groups", rows);
     panel.values.assign(rows, std::vector<double>(columns, std::nan("")));
     for (size_t c = 0; c < columns; ++c) {

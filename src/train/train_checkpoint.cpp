@@ -67,6 +67,15 @@ void remove_old(const std::filesystem::path& folder, int64_t keep) {
     }
 }
 
+// A folder in the way of a new checkpoint has no trainer.json (else the run would have gone on from it): it is kept, under
+// another name.
+void set_aside(const std::filesystem::path& path) {
+    if (!std::filesystem::exists(path)) return;
+    std::filesystem::path aside = path;
+    for (int i = 1; std::filesystem::exists(aside); ++i) aside = fmt::format("{}.incomplete-{}", path.string(), i);
+    std::filesystem::rename(path, aside);
+}
+
 }  // namespace
 
 void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& model, Ops& ops, Optimizer& optimizer,
@@ -89,6 +98,7 @@ void save_training_checkpoint(const std::filesystem::path& folder, DeepSeek& mod
             {"step", state.step}, {"tokens", state.tokens}, {"epoch", state.loader.epoch}, {"position", state.loader.position}};
         write_text_atomically(partial / "trainer.json", position.dump(2) + "\n");
         sync_directory(partial);
+        set_aside(final_path);
         std::filesystem::rename(partial, final_path);
         sync_directory(folder);
         remove_old(folder, options.keep);

@@ -125,7 +125,7 @@ TEST(TrainConfig, UnknownSectionsAndKeysAreNamedWithTheKnownOnes) {
     expect_contains(complaint("steps = 3"), "steps: is not a known section");
     expect_contains(override_complaint("balance.loss=[{kind = \"expert\", beta = 1}]"),
                     "balance.loss.beta: is not a known key");
-    for (const char* section : {"job", "data", "optimizer", "lr_scheduler", "balance", "checkpoint", "metrics"})
+    for (const char* section : {"job", "model", "data", "optimizer", "lr_scheduler", "balance", "checkpoint", "metrics"})
         expect_contains(override_complaint(std::string(section) + ".nonsense=1"), std::string(section) + ".nonsense");
 }
 

@@ -29,6 +29,7 @@ StepMetrics example(int64_t step) {
     m.loss = 5.0 / static_cast<double>(step);
     m.lr = 2.2e-4;
     m.grad_norm = 0.1;
+    m.moe_layers = {1, 3};
     m.max_vio = {0.5, 1.25};
     m.dead_experts = {0, 3};
     if (step % 2 == 0) m.expert_load = {{1, 2, 3}, {6, 0, 0}};
@@ -48,8 +49,8 @@ TEST_F(Metrics, ReadsBackExactlyWhatItWrote) {
 TEST_F(Metrics, ALineIsOneObjectWithTheDocumentedKeys) {
     StepMetrics m = example(2);
     EXPECT_EQ(to_json(m),
-              R"({"step":2,"tokens":2000,"loss":2.5,"lr":0.00022,"grad_norm":0.1,"max_vio":[0.5,1.25],"dead_experts":[0,3],)"
-              R"("expert_load":[[1,2,3],[6,0,0]]})");
+              R"({"step":2,"tokens":2000,"loss":2.5,"lr":0.00022,"grad_norm":0.1,"moe_layers":[1,3],"max_vio":[0.5,1.25],)"
+              R"("dead_experts":[0,3],"expert_load":[[1,2,3],[6,0,0]]})");
 }
 
 TEST_F(Metrics, ADivergedLossBecomesNullAndComesBackAsNan) {
@@ -107,7 +108,7 @@ TEST_F(Metrics, ScalarsNameEveryCurve) {
     const std::map<std::string, double> curves(list.begin(), list.end());
     EXPECT_EQ(curves.at("tokens"), 2000);
     EXPECT_EQ(curves.at("loss"), 2.5);
-    EXPECT_EQ(curves.at("max_vio/layer_1"), 1.25);
+    EXPECT_EQ(curves.at("max_vio/layer_3"), 1.25);
     EXPECT_EQ(curves.at("max_vio/mean"), 0.875);
     EXPECT_EQ(curves.at("max_vio/max"), 1.25);
     EXPECT_EQ(curves.at("dead_experts/max"), 3);

@@ -136,8 +136,8 @@ TEST(Plot, DrawsWhatReinforcementLearningReports) {
 
 TEST(Plot, ShowsBalanceAsWhiteAndImbalanceAsColour) {
     const std::string map = draw_figures({{"run", example(10)}}).back().svg;
-    const std::string first = map.substr(map.find("MoE layer 0"), map.find("MoE layer 1") - map.find("MoE layer 0"));
-    const std::string second = map.substr(map.find("MoE layer 1"));
+    const std::string first = map.substr(map.find("layer 0"), map.find("layer 1") - map.find("layer 0"));
+    const std::string second = map.substr(map.find("layer 1"));
     EXPECT_EQ(count(first, "<path"), 1u) << "equal loads have one colour";
     EXPECT_NE(first.find("<path fill=\"#ffffff\""), std::string::npos);
     EXPECT_NE(second.find("<path fill=\"#b2182b\""), std::string::npos) << "four times the mean: full red";

@@ -177,6 +177,15 @@ TEST_F(Resume, ACheckpointOfAnotherFolderBeginsANewRunThere) {
     EXPECT_EQ(read_metrics(run() / "metrics.jsonl").front().step, 11);
 }
 
+TEST_F(Resume, AFolderThatLostItsTrainerJsonIsKeptUnderAnotherName) {
+    fs::copy(whole(), run(), fs::copy_options::recursive);
+    fs::remove(run() / "checkpoints/step-00000020/trainer.json");
+    const Outcome outcome = train(run(), kSmooth + Settings{"--resume", "auto"});
+    EXPECT_EQ(outcome.code, 0) << outcome.said;
+    expect_same_files(run() / "checkpoints/step-00000020", whole() / "checkpoints/step-00000020");
+    EXPECT_TRUE(fs::exists(run() / "checkpoints/step-00000020.incomplete-1/model.safetensors"));
+}
+
 TEST_F(Resume, AFullDiskLeavesTheLastCheckpointAndSaysSo) {
     fs::create_directories(base / "disk");
     const std::string disk = (base / "disk").string();
