@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/mapping_guard.h"
 
 namespace fathom {
 namespace {
@@ -40,12 +41,15 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
             fail(path, "map");
         }
         data_ = static_cast<const std::byte*>(address);
+        guard_mapping(data_, size_, path.string());
     }
     ::close(fd);
 }
 
 MappedFile::~MappedFile() {
-    if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+    if (data_ == nullptr) return;
+    release_mapping(data_);
+    ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/error.h"
 
@@ -37,6 +38,28 @@ std::string message_of(Action&& action) {
         return error.what();
     }
     return "";
+}
+
+TEST_F(Files, AFileCutShortUnderItsMapEndsTheProcessWithASentence) {
+    const fs::path path = folder_ / "weights.bin";
+    std::ofstream(path) << std::string(1 << 16, 'w');
+    const auto read_beyond = [&] {
+        const MappedFile file(path);
+        fs::resize_file(path, 100);
+        volatile std::byte last = file.bytes()[file.bytes().size() - 1];
+        (void)last;
+    };
+    EXPECT_EXIT(read_beyond(), testing::ExitedWithCode(1), "weights.bin: the file was cut short");
+}
+
+TEST_F(Files, ManyMapsComeAndGo) {
+    const fs::path path = folder_ / "shard.bin";
+    std::ofstream(path) << "shard";
+    for (int round = 0; round < 3; ++round) {
+        std::vector<MappedFile> files;
+        for (int i = 0; i < 1100; ++i) files.emplace_back(path);  // more than are watched
+        EXPECT_EQ(text_of(files.back().bytes()), "shard");
+    }
 }
 
 TEST_F(Files, AMapShowsTheBytesOfTheFile) {
