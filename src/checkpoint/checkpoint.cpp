@@ -12,8 +12,6 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kFullNanCheckBytes = int64_t{1}
-                                       << 30;  // of a larger checkpoint only the first MiB of each tensor is looked at
 constexpr int64_t kPartialNanCheckBytes = 1 << 20;
 constexpr std::string_view kScaleSuffix = "_scale_inv";
 

@@ -4,7 +4,9 @@
 #include <fmt/ranges.h>
 #include <sys/mman.h>
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "checkpoint/gguf_names.h"
@@ -14,6 +16,7 @@ namespace fathom {
 namespace {
 
 constexpr uintptr_t kPage = 4096;
+constexpr int64_t kPartialNanCheckNumbers = 1 << 16;  // of each tensor of a large file
 
 // The file's pages that lie wholly inside need not stay in memory once their content has been packed elsewhere.
 void release_pages(const GgufTensor& tensor) {
@@ -39,7 +42,8 @@ public:
           file_(loaded.gguf->view()),
           ops_(ops),
           dtype_(options.dtype),
-          pack_(options.pack) {
+          pack_(options.pack),
+          check_nan_(options.check_nan) {
         if (!dtype_ && !ops.sees_host_memory()) dtype_ = DType::kBF16;
     }
 
@@ -55,15 +59,36 @@ private:
     const GgufView& file_;
     Ops& ops_;
     std::optional<DType> dtype_;
-    bool pack_;
+    bool pack_, check_nan_;
+    std::set<std::string> checked_;
     std::map<std::string, Weight> packed_;  // tensors that several parameters share: one per matrix of experts
     std::vector<std::string> problems_;
+
+    // A tensor of the file by name, looked through once: experts and heads share one.
+    const GgufTensor* find(const std::string& name) {
+        const GgufTensor* tensor = file_.find(name);
+        if (tensor == nullptr || !check_nan_ || !checked_.insert(name).second || !has_nan(*tensor)) return tensor;
+        problems_.push_back(name + " holds NaN");
+        return tensor;
+    }
+
+    [[nodiscard]] bool has_nan(const GgufTensor& tensor) const {
+        const int64_t columns = tensor.columns();
+        const bool all = loaded_.gguf->bytes() <= kFullNanCheckBytes;
+        const int64_t rows = all ? tensor.rows() : std::min(tensor.rows(), kPartialNanCheckNumbers / columns + 1);
+        std::vector<float> row(static_cast<size_t>(columns));
+        for (int64_t i = 0; i < rows; ++i) {
+            decode_row(row.data(), tensor.matrix(), i);
+            if (std::ranges::any_of(row, [](float x) { return std::isnan(x); })) return true;
+        }
+        return false;
+    }
 
     void bind(const std::string& name, Param& param) {
         const auto place = gguf_place(name);
         if (!place) return problems_.push_back("no place in GGUF for " + name);
         if (name.ends_with("kv_b_proj.weight") && file_.find(place->name) == nullptr) return merge_kv_b(place->name, param);
-        const GgufTensor* tensor = file_.find(place->name);
+        const GgufTensor* tensor = find(place->name);
         if (tensor == nullptr) return problems_.push_back("missing " + place->name);
         const int64_t experts = place->expert < 0 ? 1 : loaded_.config.n_routed_experts;
         const bool fits = param.is_matrix()
@@ -124,7 +149,7 @@ private:
         const auto& c = loaded_.config;
         const int64_t h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_v = c.v_head_dim, rank = c.kv_lora_rank;
         const std::string stem = name.substr(0, name.size() - std::string_view("kv_b.weight").size());
-        const GgufTensor *k = file_.find(stem + "k_b.weight"), *v = file_.find(stem + "v_b.weight");
+        const GgufTensor *k = find(stem + "k_b.weight"), *v = find(stem + "v_b.weight");
         if (k == nullptr || v == nullptr)
             return problems_.push_back(fmt::format("missing {} (or {}k_b and {}v_b)", name, stem, stem));
         if (k->rows() != h * rank || k->columns() != d_n || v->rows() != h * d_v || v->columns() != rank)

@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <set>
 #include <string>
 
+#include "base/error.h"
+#include "base/file.h"
 #include "checkpoint/gguf_names.h"
 #include "checkpoint/gguf_save.h"
 #include "model/fixture.h"
@@ -103,6 +106,27 @@ TEST_P(GgufModels, QuantizedTheyStayNearTheirOwnNumbers) {
             EXPECT_LT(error(logits(*quantized.model, form, &routes), expected), 0.05) << traits_of(type).name;
         }
     }
+}
+
+TEST_P(GgufModels, NanInABlockIsNamed) {
+    LoadedModel model = original();
+    save(model, {.type = GgufType{DType::kU8, BlockType::kQ80}});
+    const std::string name = "blk.0.attn_output.weight";
+    {
+        const MappedFile whole(path_);
+        const GgufView view(whole.bytes());
+        const auto at = static_cast<std::streamoff>(view.find(name)->data - whole.bytes().data());
+        const uint16_t nan = 0x7e00;  // the scale of the first block, f16
+        std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(at).write(reinterpret_cast<const char*>(&nan), sizeof nan);
+    }
+    try {
+        (void)load_model(path_, ops_, {});
+        FAIL() << "NaN was not noticed";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find(name + " holds NaN"), std::string::npos) << error.what();
+    }
+    EXPECT_NO_THROW((void)load_model(path_, ops_, {.check_nan = false}));
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, GgufModels,
