@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <set>
 #include <utility>
 
@@ -14,7 +15,8 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kSlack = 64;  // tokens of the page that a sequence begins but does not fill
+constexpr int64_t kGpuRows = 8192;  // of a step on a GPU, which a CPU's 512 would leave idle
+constexpr int64_t kSlack = 64;      // tokens of the page that a sequence begins but does not fill
 
 using Clock = std::chrono::steady_clock;
 
@@ -28,6 +30,7 @@ public:
     BenchEngine(const BenchOptions& options, Device& device, int64_t length)
         : model(options, device.ops()),
           batch(sequences(options)),
+          counts_(device.ops().sees_host_memory()),
           counter(device.ops()),
           engine(model.model(), device.ops(), engine_options(options, length)) {
         if (length <= engine.max_length()) return;
@@ -55,13 +58,22 @@ public:
         }
         return steps;
     }
-    // Read by the last `forwards` batches.
-    [[nodiscard]] double weight_bytes(int64_t forwards) {
-        return static_cast<double>(forwards * model.dense_bytes() + counter.take() * model.expert_bytes());
+    // Read by the last `forwards` batches of `rows` rows. What was chosen is not asked of a GPU, which would have to wait:
+    // there it is what even choices would be.
+    [[nodiscard]] double weight_bytes(int64_t forwards, int64_t rows) {
+        const double expected = static_cast<double>(forwards) * expected_experts(rows);
+        const double experts = counts_ ? static_cast<double>(counter.take()) : expected;
+        return static_cast<double>(forwards * model.dense_bytes()) + experts * static_cast<double>(model.expert_bytes());
     }
+    [[nodiscard]] int64_t max_batch_rows() const { return engine.options().max_batch_rows; }
 
     BenchModel model;
     int64_t batch;
+
+private:
+    bool counts_;
+
+public:
     ExpertCounter counter;
     Engine engine;
 
@@ -70,10 +82,22 @@ private:
         EngineOptions result;
         result.cache_tokens = batch * (length + kSlack);
         result.cache_dtype = cache_dtype(options);
+        if (!counts_) result.max_batch_rows = result.prefill_chunk = kGpuRows;
         result.max_batch_rows = std::max(result.max_batch_rows, batch);
         result.max_sequences = batch;
-        result.on_routing = [this](std::span<const Routing> routing, std::span<const RequestRows>) { counter(routing); };
+        if (counts_)
+            result.on_routing = [this](std::span<const Routing> routing, std::span<const RequestRows>) { counter(routing); };
         return result;
+    }
+    // Distinct experts that `rows` tokens choose evenly, all layers together.
+    [[nodiscard]] double expected_experts(int64_t rows) const {
+        const ModelConfig& c = model.config();
+        const auto experts = static_cast<double>(c.n_routed_experts);
+        if (c.n_routed_experts == 0) return 0;
+        const double missed = std::pow(1 - static_cast<double>(c.num_experts_per_tok) / experts, static_cast<double>(rows));
+        int64_t layers = 0;
+        for (int64_t i = 0; i < c.num_hidden_layers; ++i) layers += c.moe_layer(i) ? 1 : 0;
+        return static_cast<double>(layers) * experts * (1 - missed);
     }
 };
 
@@ -83,7 +107,8 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
     const int64_t prompt = std::max<int64_t>(options.depth + options.prompt_tokens, 1),
                   steps = options.max_new_tokens > 0 ? options.max_new_tokens : 32;
     // Sequences whose prompts are read early decode while the others are read.
-    const int64_t reading = BenchEngine::sequences(options) * prompt / EngineOptions().max_batch_rows + 1;
+    const int64_t rows = device.ops().sees_host_memory() ? EngineOptions().max_batch_rows : kGpuRows;
+    const int64_t reading = BenchEngine::sequences(options) * prompt / rows + 1;
     const int64_t answer = 1 + reading + options.repetitions * (steps + 1);
     BenchEngine run(options, device, prompt + answer);
     std::mt19937_64 random(1);
@@ -104,7 +129,7 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
         result.seconds.push_back(seconds_since(start));
         const double length = static_cast<double>(prompt + 1 + i * (steps + 1)) + mean_keys(steps);
         keys += length / static_cast<double>(options.repetitions);
-        bytes += run.weight_bytes(steps) + cached * length * static_cast<double>(result.tokens);
+        bytes += run.weight_bytes(steps, run.batch) + cached * length * static_cast<double>(result.tokens);
     }
     result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens);
     result.flops_per_token = count_flops(run.model.config(), keys, AttentionForm::kAbsorbed).forward();
@@ -136,10 +161,11 @@ Measurement bench_prefill(const BenchOptions& options, Device& device, const Bet
         const auto start = Clock::now();
         const int64_t steps = run.run_prompts();
         result.seconds.push_back(seconds_since(start));
-        bytes += run.weight_bytes(steps);
+        bytes += run.weight_bytes(steps, run.max_batch_rows());
     }
     // The cache behind a chunk is read once per chunk; about half of the new tokens stand behind the average one.
-    const double chunks = static_cast<double>((fresh + EngineOptions().prefill_chunk - 1) / EngineOptions().prefill_chunk);
+    const int64_t chunk = run.engine.options().prefill_chunk;
+    const double chunks = static_cast<double>((fresh + chunk - 1) / chunk);
     const double cache = static_cast<double>(cache_bytes_per_token(config, cache_dtype(options))) * chunks *
                          mean_keys(fresh, options.depth) / static_cast<double>(fresh);
     result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens) + cache;

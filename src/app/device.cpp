@@ -37,7 +37,7 @@ Choice parse(const std::string& device) {
 
 // The functions of cuda/plugin.h, which is not included: this build may have no CUDA at all.
 struct Plugin {
-    Ops* (*open)(int device, bool bf16, char* message, int64_t size) = nullptr;
+    Ops* (*open)(int device, bool bf16, bool deterministic, char* message, int64_t size) = nullptr;
 };
 
 std::filesystem::path plugin_path() {
@@ -67,9 +67,9 @@ Plugin open_plugin() {
     return plugin;
 }
 
-std::unique_ptr<Ops> open_cuda(int gpu, bool bf16) {
+std::unique_ptr<Ops> open_cuda(int gpu, const Globals& globals) {
     std::array<char, 512> message{};
-    Ops* ops = open_plugin().open(gpu, bf16, message.data(), message.size());
+    Ops* ops = open_plugin().open(gpu, globals.compute == "bf16", globals.deterministic, message.data(), message.size());
     if (ops == nullptr) throw Error(ErrorKind::kDevice, message.data());
     return std::unique_ptr<Ops>(ops);
 }
@@ -78,10 +78,10 @@ std::unique_ptr<Ops> open_cuda(int gpu, bool bf16) {
 bool gpu_present() { return std::filesystem::exists("/dev/nvidia0"); }
 
 // The GPU if there is one that works; null, and a warning where there is one that does not.
-std::unique_ptr<Ops> open_automatically(bool bf16) {
+std::unique_ptr<Ops> open_automatically(const Globals& globals) {
     if (!gpu_present()) return nullptr;
     try {
-        return open_cuda(0, bf16);
+        return open_cuda(0, globals);
     } catch (const Error& error) {
         fmt::print(stderr, "fathom: warning: computing on the CPU, although there is a GPU: {}\n", error.what());
         return nullptr;
@@ -96,9 +96,8 @@ void check_device(const Globals& globals) {
 
 Device::Device(const Globals& globals) : threads_(globals.threads) {
     const Choice choice = parse(globals.device);
-    const bool bf16 = globals.compute == "bf16";
-    if (choice.kind == Choice::Kind::kCuda) ops_ = open_cuda(choice.gpu, bf16);
-    if (choice.kind == Choice::Kind::kAuto) ops_ = open_automatically(bf16);
+    if (choice.kind == Choice::Kind::kCuda) ops_ = open_cuda(choice.gpu, globals);
+    if (choice.kind == Choice::Kind::kAuto) ops_ = open_automatically(globals);
     if (ops_ == nullptr) ops_ = std::make_unique<CpuOps>(threads_);
 }
 

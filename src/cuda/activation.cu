@@ -1,4 +1,5 @@
 // SwiGLU, the cross-entropy over a vocabulary, AdamW and the gradient norm: all bound by memory.
+#include <climits>
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -58,12 +59,12 @@ __global__ void __launch_bounds__(256)
         if (target >= vocab) *fault = kTarget;
         return;
     }
-    const float* z = logits.at(blockIdx.x);
-    const RowSoftmax row = softmax_of([z](int64_t c) { return z[c]; }, vocab, space);
+    const LogitRow z{logits.at(blockIdx.x)};
+    const RowSoftmax row = softmax_of(z, vocab, space);
     // log s is added to the small difference, not to the large maximum.
     if (threadIdx.x == 0)
         loss[blockIdx.x] = static_cast<float>(log(static_cast<double>(row.sum)) +
-                                              (static_cast<double>(row.top) - static_cast<double>(z[target])));
+                                              (static_cast<double>(row.top) - static_cast<double>(z(target))));
 }
 
 // dlogits may be of the compute type, or logits itself: a thread reads what it then writes.
@@ -79,11 +80,55 @@ __global__ void __launch_bounds__(256)
         if (target >= vocab) *fault = kTarget;
         return;
     }
-    const float* z = logits.at(blockIdx.x);
-    const RowSoftmax row = softmax_of([z](int64_t c) { return z[c]; }, vocab, space);
+    const LogitRow z{logits.at(blockIdx.x)};
+    const RowSoftmax row = softmax_of(z, vocab, space);
     const float factor = scale / row.sum;
-    for (int64_t c = threadIdx.x; c < vocab; c += 256)
-        dz[c] = narrow<T>(factor * expf(z[c] - row.top) - (c == target ? scale : 0.0f));
+    const bool packed = reinterpret_cast<uintptr_t>(dz) % (4 * sizeof(T)) == 0;
+    for (int64_t c = 4 * static_cast<int64_t>(threadIdx.x); c < vocab; c += 4 * 256) {
+        float v[4];
+        four_of(v, z, c, vocab);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) v[j] = factor * expf(v[j] - row.top) - (c + j == target ? scale : 0.0f);
+        if (packed && c + 4 <= vocab) {
+            store_pack(dz + c, v);
+        } else {
+            for (int j = 0; j < 4 && c + j < vocab; ++j) dz[c + j] = narrow<T>(v[j]);
+        }
+    }
+}
+
+// A larger number wins, then the lower index. Both are the same for all threads in the end.
+struct Best {
+    float value;
+    int32_t index;
+    __device__ __forceinline__ void take(float v, int32_t at) {
+        if (v > value || (v == value && at < index)) value = v, index = at;
+    }
+};
+
+// One block per row. NaN is larger than anything, and then no index.
+__global__ void __launch_bounds__(1024) argmax_kernel(int32_t* index, Rows<float> logits, int64_t vocab) {
+    __shared__ Best found[32];
+    const LogitRow z{logits.at(blockIdx.x)};
+    Best best{-INFINITY, INT_MAX};
+    bool broken = false;
+    for (int64_t c = 4 * static_cast<int64_t>(threadIdx.x); c < vocab; c += 4 * 1024) {
+        float v[4];
+        four_of(v, z, c, vocab);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            broken = broken || isnan(v[j]);
+            best.take(v[j], static_cast<int32_t>(c) + j);
+        }
+    }
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2)
+        best.take(__shfl_xor_sync(kAll, best.value, step), __shfl_xor_sync(kAll, best.index, step));
+    if (threadIdx.x % kWarp == 0) found[threadIdx.x / kWarp] = best;
+    broken = __syncthreads_or(broken);
+    if (threadIdx.x != 0) return;
+    for (const Best& other : found) best.take(other.value, other.index);
+    index[blockIdx.x] = broken || isinf(best.value) ? -1 : best.index;
 }
 
 int64_t check_cross_entropy(const char* op, const Tensor& logits, const Tensor& targets) {
@@ -139,6 +184,15 @@ void CudaOps::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tens
                                                           cuda::Rows<T>(gate), cuda::Rows<T>(up)},
                                   dy, dgate, dup, gate, up);
     });
+}
+
+void CudaOps::argmax(const Tensor& index, const Tensor& logits) {
+    check_tensor("argmax", "logits", logits, DType::kF32, {kAny, kAny});
+    check_tensor("argmax", "index", index, DType::kI32, {logits.dim(0)});
+    if (logits.dim(0) == 0) return;
+    cuda::argmax_kernel<<<static_cast<unsigned>(logits.dim(0)), 1024, 0, stream_>>>(index.as<int32_t>(),
+                                                                                    cuda::Rows<float>(logits), logits.dim(1));
+    cuda::check_launch("argmax");
 }
 
 void CudaOps::cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) {

@@ -182,6 +182,8 @@ void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor&
         p.table_row = spans.block_table.stride[0];
         p.block = latents.dim(1);
         p.page = latents.stride[0];
+        if (n > 0 && compute_ == DType::kBF16 && !deterministic_ && cuda::suits_hopper_latent(u, lse, q, latents, spans))
+            return cuda::run_hopper_latent(stream_, workspace_, u, lse, q, latents, spans, scale);
     } else {
         check_tensor(kOp, "latents", latents, {kAny, width});
     }

@@ -56,6 +56,12 @@ struct AttentionSizes {
 [[nodiscard]] bool suits_hopper(const AttentionProblem& problem, const AttentionSizes& sizes);
 void run_hopper_attention(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem,
                           const AttentionSizes& sizes);
+// Absorbed attention over a paged cache (hopper_mla.h), for what suits it: bf16, latents of 512 + 64, pages of 64, all
+// contiguous. How a sequence is cut depends on the lengths of all.
+[[nodiscard]] bool suits_hopper_latent(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+                                       const Spans& spans);
+void run_hopper_latent(cudaStream_t stream, Workspace& workspace, const Tensor& u, const Tensor& lse, const Tensor& q,
+                       const Tensor& latents, const Spans& spans, double scale);
 // Writes all gradients, dk_shared [m, 64] summed over heads.
 void run_hopper_attention_backward(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem,
                                    const AttentionSizes& sizes, const Tensor& dk_shared);

@@ -2,6 +2,7 @@
 #include "cuda/attention.h"
 #include "cuda/hopper_attention.h"
 #include "cuda/hopper_launch.h"
+#include "cuda/hopper_mla.h"
 
 namespace fathom::cuda {
 namespace {
@@ -69,6 +70,38 @@ void run_hopper_attention_backward(cudaStream_t stream, Workspace& workspace, co
     workspace.begin(bytes);
     g.workspace = workspace.take<std::byte>(bytes);
     hopper::attention_backward(a, g, stream);
+}
+
+bool suits_hopper_latent(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans) {
+    constexpr int64_t kLatent = 512, kKey = 576, kPage = 64;
+    if (!spans.block_table || spans.max_q < 1 || u.dim(2) != kLatent || q.dim(2) != kKey || latents.dim(1) != kPage)
+        return false;
+    for (const Tensor* x : {&u, &q, &latents})
+        if (x->dtype != DType::kBF16 || !x->contiguous() || reinterpret_cast<uintptr_t>(x->data) % 16 != 0) return false;
+    return lse.contiguous() && spans.block_table.contiguous() && latents.dim(0) > 0 && hopper::available();
+}
+
+void run_hopper_latent(cudaStream_t stream, Workspace& workspace, const Tensor& u, const Tensor& lse, const Tensor& q,
+                       const Tensor& latents, const Spans& spans, double scale) {
+    hopper::LatentAttention a;
+    a.q = q.data;
+    a.pages = latents.data;
+    a.block_table = spans.block_table.as<int32_t>();
+    a.cu_q = spans.cu_q.as<int32_t>();
+    a.cu_k = spans.cu_k.as<int32_t>();
+    a.u = u.data;
+    a.lse = lse.as<float>();
+    a.tokens = q.dim(0);
+    a.heads = q.dim(1);
+    a.sequences = spans.cu_q.dim(0) - 1;
+    a.page_count = latents.dim(0);
+    a.max_blocks = spans.block_table.dim(1);
+    a.max_q = spans.max_q;
+    a.scale = scale;
+    const int64_t bytes = hopper::latent_workspace_bytes(a.sequences, a.max_q, a.heads);
+    workspace.begin(bytes);
+    a.workspace = workspace.take<std::byte>(bytes);
+    hopper::latent_attention(a, stream);
 }
 
 }  // namespace fathom::cuda

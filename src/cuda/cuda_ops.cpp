@@ -46,16 +46,31 @@ int used(int device) {
 
 }  // namespace
 
-CudaOps::CudaOps(int device, DType compute) : device_(used(device)), compute_(compute) {
+CudaOps::CudaOps(int device, DType compute, bool deterministic)
+    : device_(used(device)),
+      compute_(compute),
+      deterministic_(deterministic) {
     check(compute == DType::kF32 || compute == DType::kBF16, "CudaOps: activations are F32 or BF16");
 }
 
-Buffer CudaOps::allocate(int64_t bytes) { return cuda::device_memory(bytes); }
+Buffer CudaOps::allocate(int64_t bytes) {
+    auto owner = std::make_shared<Buffer>(cuda::device_memory(bytes));
+    void* const address = owner->data();
+    return {address, bytes, [owner = std::move(owner), frees = recorder_.frees()](void*) mutable {
+                ++*frees;
+                owner.reset();
+            }};
+}
+
+void CudaOps::repeat(std::span<const int64_t> key, const std::function<void()>& ops) {
+    recorder_.repeat(key, workspace_.generation(), ops);
+}
 
 // From pageable memory the call returns when the bytes have been staged, so that `host` may be reused at once.
 void CudaOps::write(const Tensor& device, const void* host) {
     check(device.contiguous(), "write: the tensor must be contiguous");
     if (device.size() == 0) return;
+    if (const void* const kept = recorder_.keep(host, device.bytes())) host = kept;
     cuda::check_cuda(cudaMemcpyAsync(device.data, host, static_cast<size_t>(device.bytes()), cudaMemcpyHostToDevice, stream_),
                      "copying to the GPU");
 }

@@ -3,16 +3,20 @@
 // order.
 #pragma once
 
-#include "cuda/runtime.h"
+#include "cuda/products.h"
+#include "cuda/recorder.h"
 #include "ops/ops.h"
+#include "ops/step_recorder.h"
 
 namespace fathom {
 
 // Tensors are device memory of one GPU. One caller at a time.
-class CudaOps final : public Ops {
+class CudaOps final : public Ops, public StepRecorder {
 public:
-    // `compute`: kF32 or kBF16, the type of activations. Throws Error{kDevice} saying why when GPU `device` cannot be used.
-    CudaOps(int device, DType compute);
+    // `compute`: kF32 or kBF16, the type of activations. `deterministic`: a row's bits never depend on its batch; else bf16
+    // products of few rows, and attention over the cache, may take forms that depend on how many there are. Throws
+    // Error{kDevice} saying why when GPU `device` cannot be used.
+    CudaOps(int device, DType compute, bool deterministic);
     [[nodiscard]] DType compute_dtype() const override { return compute_; }
     [[nodiscard]] DType precise_dtype() const override { return DType::kF32; }
     [[nodiscard]] bool sees_host_memory() const override { return false; }
@@ -93,12 +97,20 @@ public:
                const AdamWStep& step) override;
     void square_norm(const Tensor& sum, const Tensor& x) override;
 
+    // ---- steps ----
+    void repeat(std::span<const int64_t> key, const std::function<void()>& ops) override;
+    void argmax(const Tensor& index, const Tensor& logits) override;
+
 private:
     int device_;
     DType compute_;
+    bool deterministic_;
     cuda::Stream stream_;
     cuda::Workspace workspace_{stream_};
     cuda::FaultFlag fault_;
+    cuda::Recorder recorder_{stream_};
+
+    [[nodiscard]] cuda::Where where();
 };
 
 }  // namespace fathom

@@ -144,8 +144,8 @@ void loop(cudaStream_t stream, const char* op, int64_t rows, int64_t cols, const
 // Gradients of parameters are summed in blocks of this many rows, and then over blocks in order.
 constexpr int64_t kRowsPerPartial = 64;
 
-// sums[c] += sum over b of partial[b, c], in order of b: [d], [blocks, d].
-void add_partials(cudaStream_t stream, const char* op, float* sums, const float* partial, int64_t blocks, int64_t d);
+// sums[c] += sum over b of partial[b, c], in an order that follows from `blocks`: [d], [blocks, d]. Overwrites `partial`.
+void add_partials(cudaStream_t stream, const char* op, float* sums, float* partial, int64_t blocks, int64_t d);
 
 // Calls f(T{}) with the element type of an activation.
 template <class F>

@@ -294,4 +294,9 @@ __device__ __forceinline__ void store_shared16(uint32_t address, uint4 v) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+// to[0] += x, to[1] += y, without waiting; `to` is a multiple of 8 bytes.
+__device__ __forceinline__ void add_in_memory(float* to, float x, float y) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
+}
+
 }  // namespace fathom::hopper

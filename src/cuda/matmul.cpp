@@ -99,13 +99,6 @@ void put(GroupTable& table, size_t at, const Tensor& dw) {
     table.row[at] = dw.stride[0];
 }
 
-// Where products run, and whether only the exact definition will do.
-struct Where {
-    cudaStream_t stream;
-    Workspace& workspace;
-    bool exact;  // activations are f32
-};
-
 // Into how many parts the sum over k of a wgrad is cut, so that a small gradient keeps the whole GPU busy. From the shape
 // alone.
 int splits_of(const Product& p, bool exact, bool hopper) {
@@ -116,22 +109,82 @@ int splits_of(const Product& p, bool exact, bool hopper) {
     return static_cast<int>(std::clamp<int64_t>(std::min(ceil_div(kBlocks, tiles), p.k / kLeast), 1, kMost));
 }
 
-void run_table(const Where& where, const char* op, const Product& p, const GroupTable& table) {
-    const bool hopper = !where.exact && suits_hopper(p, table);
-    const int splits = splits_of(p, where.exact, hopper);
-    float* partial = nullptr;
-    if (splits > 1) {
-        where.workspace.begin(splits * p.m * p.n * 4);
-        partial = where.workspace.take<float>(splits * p.m * p.n);
-    }
-    if (hopper) {
-        run_hopper_product(where.stream, p, table, partial, splits);
+// Which kernels multiply, and into how many parts the sum is cut.
+struct Plan {
+    bool few, hopper;
+    int splits;
+
+    Plan(const Where& where, const Product& p, const GroupTable& table)
+        : few(!where.exact && where.few && suits_few_rows(p, table)),
+          hopper(!few && !where.exact && suits_hopper(p, table)),
+          splits(splits_of(p, where.exact, hopper)) {}
+    [[nodiscard]] int64_t partials(const Product& p) const { return splits > 1 ? splits * p.m * p.n : 0; }
+};
+
+void run_planned(const Where& where, const char* op, const Plan& plan, const Product& p, const GroupTable& table,
+                 float* partial) {
+    if (plan.few) {
+        run_few_rows(where.stream, op, p, table);
+    } else if (plan.hopper) {
+        run_hopper_product(where.stream, p, table, partial, plan.splits);
     } else if (!where.exact && suits_tensor_cores(p, table)) {
-        run_tensor_product(where.stream, op, p, table, partial, splits);
+        run_tensor_product(where.stream, op, p, table, partial, plan.splits);
     } else {
-        run_chain_product(where.stream, op, p, table, partial, splits);
+        run_chain_product(where.stream, op, p, table, partial, plan.splits);
     }
-    if (splits > 1) add_splits(where.stream, op, p, table, partial, splits);
+    if (plan.splits > 1) add_splits(where.stream, op, p, table, partial, plan.splits);
+}
+
+// Gradients that come in f32, a router's, times bf16. (The chains of f32 took ten times as long.)
+bool suits_halves(const Product& p, const GroupTable& table) {
+    const bool wgrad = p.form == ProductForm::kWgrad;
+    const auto even = [](int64_t width) { return width > 0 && width % 8 == 0; };
+    return p.form != ProductForm::kForward && p.a_type == DType::kF32 && p.b_type == DType::kBF16 && p.offsets == nullptr &&
+           p.groups == 1 && table.scales[0] == nullptr && even(p.n) && even(wgrad ? p.m : p.k);
+}
+
+// With dy = high + low: dw += high^T x, dw += low^T x;  dx = [high | low] [w; w].
+void run_halves(const Where& where, const char* op, const Product& p, const GroupTable& table) {
+    const bool wgrad = p.form == ProductForm::kWgrad;
+    const int64_t rows = wgrad ? p.k : p.m, width = wgrad ? p.m : p.k, repeated = wgrad ? 0 : 2 * p.k * p.n;
+    Product q = p;
+    GroupTable doubled = table;
+    q.a_type = DType::kBF16;
+    (wgrad ? q.a_k : q.a_m) = 2 * width;
+    if (!wgrad) {
+        q.k = 2 * p.k;
+        doubled.row[0] = p.n;
+    }
+    // Where the parts will lie does not matter to the plan but for their alignment, which is the workspace's.
+    q.a = nullptr;
+    if (!wgrad) doubled.matrix[0] = nullptr;
+    const Plan plan(where, q, doubled);
+    where.workspace.begin(4 * rows * width + 2 * repeated + 4 * plan.partials(q));
+    auto* const halves = where.workspace.take<uint16_t>(2 * rows * width);
+    auto* const weights = where.workspace.take<uint16_t>(repeated);
+    auto* const partial = where.workspace.take<float>(plan.partials(q));
+    split_in_halves(where.stream, op, halves, static_cast<const float*>(p.a), wgrad ? p.a_k : p.a_m, rows, width);
+    q.a = halves;
+    if (!wgrad) {
+        repeat_matrix(where.stream, op, weights, table.matrix[0], table.row[0], p.k, p.n);
+        doubled.matrix[0] = weights;
+    }
+    run_planned(where, op, plan, q, doubled, partial);
+    if (!wgrad) return;
+    q.a = halves + width;
+    run_planned(where, op, plan, q, doubled, partial);
+}
+
+void run_table(const Where& where, const char* op, const Product& p, const GroupTable& table) {
+    if (p.m == 0 || p.n == 0) return;
+    if (!where.exact && suits_halves(p, table)) return run_halves(where, op, p, table);
+    const Plan plan(where, p, table);
+    float* partial = nullptr;
+    if (plan.splits > 1) {
+        where.workspace.begin(4 * plan.partials(p));
+        partial = where.workspace.take<float>(plan.partials(p));
+    }
+    run_planned(where, op, plan, p, table, partial);
 }
 
 // Runs `product` over all groups, a table's worth at a time.
@@ -177,51 +230,48 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
 }  // namespace
 }  // namespace cuda
 
+cuda::Where CudaOps::where() { return {stream_, workspace_, compute_ == DType::kF32, !deterministic_}; }
+
 void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     cuda::check_activation(y, 2, "matmul");
     cuda::check_activation(x, 2, "matmul");
     const std::span one(&w, 1);
-    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "matmul",
-              cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
+    cuda::run(where(), "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
 }
 
 void CudaOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) {
     cuda::check_activation(dx, 2, "matmul_dgrad");
     cuda::check_activation(dy, 2, "matmul_dgrad");
     const std::span one(&w, 1);
-    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "matmul_dgrad",
-              cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"), one);
+    cuda::run(where(), "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"), one);
 }
 
 void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
     const std::span one(&dw, 1);
-    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "matmul_wgrad",
-              cuda::into_gradients(one, dy, x, "matmul_wgrad"), one);
+    cuda::run(where(), "matmul_wgrad", cuda::into_gradients(one, dy, x, "matmul_wgrad"), one);
 }
 
 void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
-    cuda::by_expert({stream_, workspace_, compute_ == DType::kF32}, "grouped_matmul", cuda::ProductForm::kForward, y, x, w,
-                    offsets);
+    cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
 }
 
 void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
-    cuda::by_expert({stream_, workspace_, compute_ == DType::kF32}, "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w,
-                    offsets);
+    cuda::by_expert(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
 }
 
 void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
     cuda::Product p = cuda::into_gradients(dw, dy, x, "grouped_wgrad");
     cuda::check_offsets(offsets, dw.size(), "grouped_wgrad");
     p.offsets = offsets.as<int32_t>();
-    cuda::run(cuda::Where{stream_, workspace_, compute_ == DType::kF32}, "grouped_wgrad", p, dw);
+    cuda::run(where(), "grouped_wgrad", p, dw);
 }
 
 void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {
-    cuda::by_head({stream_, workspace_, compute_ == DType::kF32}, "batched_matmul", cuda::ProductForm::kForward, y, x, w);
+    cuda::by_head(where(), "batched_matmul", cuda::ProductForm::kForward, y, x, w);
 }
 
 void CudaOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) {
-    cuda::by_head({stream_, workspace_, compute_ == DType::kF32}, "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
+    cuda::by_head(where(), "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
 }
 
 }  // namespace fathom

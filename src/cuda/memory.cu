@@ -188,10 +188,22 @@ void move_rows(cudaStream_t stream, const char* op, const Tensor& y, const Tenso
 
 }  // namespace
 
-void add_partials(cudaStream_t stream, const char* op, float* sums, const float* partial, int64_t blocks, int64_t d) {
+void add_partials(cudaStream_t stream, const char* op, float* sums, float* partial, int64_t blocks, int64_t d) {
+    // Sixteen neighbours at a time where there are many, each sum in the place of its first: one thread per column alone would
+    // leave the GPU idle.
+    constexpr int64_t kTogether = 16;
+    int64_t step = 1;
+    for (; ceil_div(blocks, step) > kTogether; step *= kTogether) {
+        loop(stream, op, ceil_div(blocks, step * kTogether), d, [=] __device__(int64_t group, int64_t c) {
+            const int64_t first = group * step * kTogether, end = min(blocks, first + step * kTogether);
+            float sum = partial[first * d + c];
+            for (int64_t b = first + step; b < end; b += step) sum += partial[b * d + c];
+            partial[first * d + c] = sum;
+        });
+    }
     loop(stream, op, 1, d, [=] __device__(int64_t, int64_t c) {
         float sum = sums[c];
-        for (int64_t b = 0; b < blocks; ++b) sum += partial[b * d + c];
+        for (int64_t b = 0; b < blocks; b += step) sum += partial[b * d + c];
         sums[c] = sum;
     });
 }

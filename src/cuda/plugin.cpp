@@ -10,9 +10,9 @@ extern "C" {
 
 const char* fathom_cuda_version() { return FATHOM_VERSION; }
 
-fathom::Ops* fathom_cuda_open(int device, bool bf16, char* message, int64_t size) {
+fathom::Ops* fathom_cuda_open(int device, bool bf16, bool deterministic, char* message, int64_t size) {
     try {
-        return new fathom::CudaOps(device, bf16 ? fathom::DType::kBF16 : fathom::DType::kF32);
+        return new fathom::CudaOps(device, bf16 ? fathom::DType::kBF16 : fathom::DType::kF32, deterministic);
     } catch (const std::exception& error) {
         (void)std::snprintf(message, static_cast<size_t>(size), "%s", error.what());
         return nullptr;

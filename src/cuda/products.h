@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cuda/runtime.h"
 #include "tensor/dtype.h"
 
 namespace fathom::cuda {
@@ -42,6 +43,14 @@ struct Product {
     int64_t a_group = 0, c_group = 0;  // heads: how far apart A and C of neighbouring groups are
 };
 
+// Where products run, and whether only the exact definition will do.
+struct Where {
+    cudaStream_t stream;
+    Workspace& workspace;
+    bool exact;  // activations are f32
+    bool few;    // few rows may be added up in another order than many
+};
+
 // Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h. With splits > 1 (wgrad
 // without offsets) part i of the sum goes to partial[i] [m, n] instead.
 void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table,
@@ -55,6 +64,17 @@ void add_splits(cudaStream_t stream, const char* op, const Product& product, con
 [[nodiscard]] bool suits_tensor_cores(const Product& product, const GroupTable& table);
 void run_tensor_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, float* partial,
                         int splits);
+
+// y = x w^T of so few rows that reading the weights is all the work: bf16, f32 sums in an order of their own.
+[[nodiscard]] bool suits_few_rows(const Product& product, const GroupTable& table);
+void run_few_rows(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table);
+
+// Operands in f32 as two of bf16: x = high + low, to 2^-17 of x. halves [rows, 2 width] = [high | low].
+void split_in_halves(cudaStream_t stream, const char* op, void* halves, const float* x, int64_t x_row, int64_t rows,
+                     int64_t width);
+// to [2 rows, width] = [from; from], bf16.
+void repeat_matrix(cudaStream_t stream, const char* op, void* to, const void* from, int64_t from_row, int64_t rows,
+                   int64_t width);
 
 // The same on Hopper's tensor cores (hopper_gemm.h), for what suits them: besides, widths are multiples of 8 and not narrow,
 // and the groups' matrices lie at equal distances. Rows do not matter, so that neither does a row's batch.

@@ -54,6 +54,7 @@ void Workspace::begin(int64_t bytes) {
     if (needed <= memory_.bytes()) return;
     stream_.wait();  // earlier ops may still use what goes
     memory_ = Buffer();
+    ++generation_;
     memory_ = device_memory(std::max(needed + needed / 4, kWorkspaceMinimum));
 }
 

@@ -45,11 +45,13 @@ public:
     }
     // Frees what was taken; `bytes` is all that the op will take.
     void begin(int64_t bytes);
+    // Grows whenever the memory moves.
+    [[nodiscard]] int64_t generation() const { return generation_; }
 
 private:
     const Stream& stream_;
     Buffer memory_;
-    int64_t used_ = 0;
+    int64_t used_ = 0, generation_ = 0;
     [[nodiscard]] void* take_bytes(int64_t bytes);
 };
 

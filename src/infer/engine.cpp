@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 #include <algorithm>
+#include <array>
 #include <utility>
+
+#include "ops/step_recorder.h"
 
 namespace fathom {
 AttentionForm cheaper_form(const ModelConfig& config, int64_t queries, int64_t past) {
@@ -115,7 +118,7 @@ std::vector<TokenEvent> Engine::step() {
     std::vector<TokenEvent> events;
     if (batch.empty()) return events;
     std::ranges::stable_partition(batch, [&](const Sequence* s) { return form_of(*s) == AttentionForm::kExpanded; });
-    const std::vector<float> logits = run(batch, sampled);
+    const Answers answers = run(batch, sampled);
     ++counters_.steps;
     for (Sequence* sequence : batch) {
         counters_.rows += sequence->rows;
@@ -126,10 +129,7 @@ std::vector<TokenEvent> Engine::step() {
         }
         sequence->rows = 0;
     }
-    const auto vocab = static_cast<size_t>(model_.config().vocab_size);
-    for (size_t i = 0; i < sampled.size(); ++i) {
-        events.push_back(next_event(*sampled[i], std::span(logits).subspan(i * vocab, vocab)));
-    }
+    for (size_t i = 0; i < sampled.size(); ++i) events.push_back(next_event(*sampled[i], answers, i));
     for (const TokenEvent& event : events) {
         if (event.finish) retire(event.request);
     }
@@ -142,8 +142,8 @@ AttentionForm Engine::form_of(const Sequence& sequence) const {
     return cheaper_form(model_.config(), sequence.rows, sequence.past());
 }
 
-// Logits [sampled, vocab] after the last row of each sequence in `sampled`.
-std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) {
+// After the last row of each sequence in `sampled`.
+Engine::Answers Engine::run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) {
     const ArenaScope scratch(scratch_), saved(saved_);
     Context cx{ops_, scratch_, saved_, options_.cache_dtype, options_.deterministic};
     std::vector<SequenceChunk> chunks;
@@ -160,6 +160,10 @@ std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Seque
     Batch built = make_batch(cx, chunks, cache_ ? cache_->block_size() : 0, false);
     std::vector<Routing> routing(static_cast<size_t>(model_.config().num_hidden_layers));
     if (options_.on_routing) built.record = &routing;
+    const bool scored = std::ranges::any_of(batch, [](const Sequence* s) { return s->request.prompt_logprobs; });
+    if (!options_.on_routing && !scored && !sampled.empty() &&
+        std::ranges::all_of(sampled, [&](const Sequence* s) { return wants_best_only(*s); }))
+        return read_best(cx, built, last_rows);
     const Tensor hidden = model_.forward(cx, built, cache_ ? &cache_->view() : nullptr, nullptr);
     if (options_.on_routing) {
         std::vector<RequestRows> whose;
@@ -173,7 +177,54 @@ std::vector<float> Engine::run(std::span<Sequence* const> batch, std::span<Seque
     const Tensor logits = model_.logits(cx, last);
     std::vector<float> host(static_cast<size_t>(logits.size()));
     ops_.read_back(host.data(), logits);
-    return host;
+    return {std::move(host), {}};
+}
+
+// Whether a device that can find the largest logit itself need not hand out the others.
+bool Engine::wants_best_only(const Sequence& sequence) const {
+    const Request& request = sequence.request;
+    const SamplingParams& s = request.sampling;
+    const bool penalties = s.repetition_penalty != 1 || s.frequency_penalty != 0 || s.presence_penalty != 0;
+    return dynamic_cast<StepRecorder*>(&ops_) != nullptr && s.temperature == 0 && !penalties && s.logit_bias.empty() &&
+           request.top_logprobs < 0 && !request.on_logits && request.max_new_tokens > 0 && mask_of(sequence).empty();
+}
+
+// The whole step in the device's hands; only a token and its log-probability per sequence come back. Steps that only decode are
+// alike but for what lies in the memory they read, so they are recorded.
+Engine::Answers Engine::read_best(Context& cx, const Batch& batch, std::span<const int32_t> last_rows) {
+    auto& recorder = dynamic_cast<StepRecorder&>(ops_);
+    const auto n = static_cast<int64_t>(last_rows.size());
+    const Tensor rows = cx.ints(last_rows), index = cx.empty_ints({n}), logprob = cx.empty_precise({n}),
+                 all_logits = cx.empty_precise({n, model_.config().vocab_size});
+    const auto forward = [&] {
+        const ArenaScope scratch(scratch_);
+        const Tensor hidden = model_.forward(cx, batch, cache_ ? &cache_->view() : nullptr, nullptr);
+        const Tensor last = cx.empty({n, hidden.dim(1)});
+        ops_.gather_rows(last, hidden, rows);
+        ops_.copy(all_logits, model_.logits(cx, last));
+        recorder.argmax(index, all_logits.slice(1, 0, options_.vocab_limit));
+        ops_.token_logprob(logprob, {}, all_logits, index, {}, 1);
+    };
+    const Tensor& table = batch.absorbed.spans.block_table;
+    if (cache_ && batch.expanded.rows == 0 && batch.rows == n && batch.absorbed.spans.max_q == 1) {
+        const auto address = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p)); };
+        recorder.repeat(std::array{address(this), address(&model_), address(&cache_->view()), n, table.dim(1),
+                                   address(batch.tokens.data), address(index.data), int64_t{options_.deterministic}},
+                        forward);
+    } else {
+        forward();
+    }
+    std::vector<int32_t> tokens(last_rows.size());
+    std::vector<float> logprobs(last_rows.size());
+    ops_.read_back(tokens.data(), index);
+    ops_.read_back(logprobs.data(), logprob);
+    Answers answers;
+    for (size_t i = 0; i < tokens.size(); ++i) answers.best.push_back({tokens[i], logprobs[i]});
+    if (std::ranges::find(tokens, -1) == tokens.end()) return answers;
+    answers.best.clear();  // numbers that are none: the sampler says what is wrong with which request
+    answers.logits.resize(static_cast<size_t>(all_logits.size()));
+    ops_.read_back(answers.logits.data(), all_logits);
+    return answers;
 }
 
 // Log-probabilities of the prompts whose requests want them. The head is run over a few rows at a time: the logits of a whole
@@ -204,7 +255,7 @@ void Engine::score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence
 }
 
 // A request whose logits are broken or whose rules leave nothing to say fails alone.
-TokenEvent Engine::next_event(Sequence& sequence, std::span<const float> logits) {
+TokenEvent Engine::next_event(Sequence& sequence, const Answers& answers, size_t index) {
     TokenEvent event;
     event.request = sequence.id;
     if (!sequence.told) {
@@ -213,7 +264,7 @@ TokenEvent Engine::next_event(Sequence& sequence, std::span<const float> logits)
         event.prompt = std::move(sequence.prompt);
     }
     try {
-        sample_next(sequence, logits, event);
+        sample_next(sequence, answers, index, event);
     } catch (const Error& error) {
         event.finish = FinishReason::kError;
         event.error = error.what();
@@ -221,16 +272,21 @@ TokenEvent Engine::next_event(Sequence& sequence, std::span<const float> logits)
     return event;
 }
 
-void Engine::sample_next(Sequence& sequence, std::span<const float> logits, TokenEvent& event) {
+void Engine::sample_next(Sequence& sequence, const Answers& answers, size_t index, TokenEvent& event) {
     const Request& request = sequence.request;
+    const auto vocab = static_cast<size_t>(model_.config().vocab_size);
+    const auto logits =
+        answers.logits.empty() ? std::span<const float>() : std::span(answers.logits).subspan(index * vocab, vocab);
     if (request.on_logits) request.on_logits(logits);
     if (request.max_new_tokens == 0) {
         event.finish = FinishReason::kLength;
         return;
     }
     const int64_t answered = sequence.length() - sequence.prompt_length();
-    const Sample next = sample(logits, request.sampling, {sequence.tokens, sequence.prompt_length()}, request.stream,
-                               static_cast<uint64_t>(answered), options_.vocab_limit, mask_of(sequence));
+    const Sample next = !answers.best.empty()
+                            ? answers.best[index]
+                            : sample(logits, request.sampling, {sequence.tokens, sequence.prompt_length()}, request.stream,
+                                     static_cast<uint64_t>(answered), options_.vocab_limit, mask_of(sequence));
     sequence.tokens.push_back(next.token);
     event.token = next.token;
     event.logprob = next.logprob;

@@ -150,10 +150,17 @@ private:
     [[nodiscard]] bool make_room(Sequence& sequence, int64_t rows, bool may_preempt);
     void preempt_last();
     [[nodiscard]] AttentionForm form_of(const Sequence& sequence) const;
-    [[nodiscard]] std::vector<float> run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled);
+    // What a batch says: logits [sampled, vocab], or, where nobody needs them, the most probable token of each.
+    struct Answers {
+        std::vector<float> logits;
+        std::vector<Sample> best;
+    };
+    [[nodiscard]] Answers run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled);
+    [[nodiscard]] Answers read_best(Context& cx, const Batch& batch, std::span<const int32_t> last_rows);
+    [[nodiscard]] bool wants_best_only(const Sequence& sequence) const;
     void score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);
-    [[nodiscard]] TokenEvent next_event(Sequence& sequence, std::span<const float> logits);
-    void sample_next(Sequence& sequence, std::span<const float> logits, TokenEvent& event);
+    [[nodiscard]] TokenEvent next_event(Sequence& sequence, const Answers& answers, size_t index);
+    void sample_next(Sequence& sequence, const Answers& answers, size_t index, TokenEvent& event);
     [[nodiscard]] TokenMask mask_of(const Sequence& sequence) const;
     void retire(int64_t request);
 };

@@ -28,7 +28,8 @@ struct GroupBuilder {
     }
 
     [[nodiscard]] Tensor block_table(Context& cx, int64_t block_size, bool keep) const {
-        const int64_t columns = std::max<int64_t>(1, (max_k + block_size - 1) / block_size),
+        constexpr int64_t kStep = 16;  // so that the batches of sequences that grow are of one shape for a while
+        const int64_t columns = std::max<int64_t>(1, (max_k + block_size * kStep - 1) / (block_size * kStep)) * kStep,
                       count = static_cast<int64_t>(tables.size());
         std::vector<int32_t> table(static_cast<size_t>(count * columns), 0);
         for (int64_t i = 0; i < count; ++i) {

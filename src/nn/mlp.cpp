@@ -1,5 +1,7 @@
 #include "nn/mlp.h"
 
+#include "nn/stacked.h"
+
 namespace fathom {
 
 void Mlp::visit(const Names& names) {
@@ -10,19 +12,35 @@ void Mlp::visit(const Names& names) {
 
 Tensor Mlp::forward(Context& cx, const Tensor& x, const Batch& /*batch*/, Saved* saved) const {
     const bool keep = saved != nullptr;
-    const Tensor gate = linear(cx, x, gate_, keep), up = linear(cx, x, up_, keep);
-    const Tensor hidden = cx.empty({gate.dim(0), gate.dim(1)});
+    const int64_t n = x.dim(0), width = gate_.weight.rows;
+    const Tensor both = cx.empty({n, 2 * width}, keep);  // [gate | up]
+    const Tensor gate = both.slice(1, 0, width), up = both.slice(1, width, 2 * width);
+    if (const Stacked one = stacked({gate_.weight}, {up_.weight})) {
+        cx.ops.matmul(both, x, one.weights[0]);
+    } else {
+        cx.ops.matmul(gate, x, gate_.weight.weight);
+        cx.ops.matmul(up, x, up_.weight.weight);
+    }
+    const Tensor hidden = cx.empty({n, width});
     cx.ops.swiglu(hidden, gate, up);
     if (keep) *saved = {x, gate, up};
     return linear(cx, hidden, down_);
 }
 
 Tensor Mlp::backward(Context& cx, const Tensor& dy, const Batch& /*batch*/, const Saved& saved) const {
-    const Tensor hidden = cx.empty({saved.gate.dim(0), saved.gate.dim(1)});  // recomputed: cheaper than kept
+    const int64_t n = saved.gate.dim(0), width = saved.gate.dim(1);
+    const Tensor hidden = cx.empty({n, width});  // recomputed: cheaper than kept
     cx.ops.swiglu(hidden, saved.gate, saved.up);
     const Tensor dhidden = linear_backward(cx, dy, hidden, down_);
-    const Tensor dgate = cx.empty({hidden.dim(0), hidden.dim(1)}), dup = cx.empty({hidden.dim(0), hidden.dim(1)});
+    const Tensor dboth = cx.empty({n, 2 * width});
+    const Tensor dgate = dboth.slice(1, 0, width), dup = dboth.slice(1, width, 2 * width);
     cx.ops.swiglu_backward(dgate, dup, dhidden, saved.gate, saved.up);
+    if (const Stacked one = stacked({gate_.weight}, {up_.weight})) {
+        cx.ops.matmul_wgrad(one.grads[0], dboth, saved.x);
+        const Tensor dx = cx.empty({n, saved.x.dim(1)});
+        cx.ops.matmul_dgrad(dx, dboth, one.weights[0]);
+        return dx;
+    }
     const Tensor dx = linear_backward(cx, dgate, saved.x, gate_);
     cx.ops.add(dx, dx, linear_backward(cx, dup, saved.x, up_));
     return dx;

@@ -1,6 +1,9 @@
 #include "nn/moe.h"
 
 #include <string>
+#include <utility>
+
+#include "nn/stacked.h"
 
 namespace fathom {
 namespace {
@@ -18,7 +21,7 @@ std::vector<Tensor> grads_of(const std::vector<Param>& experts) {
 }
 
 // linear() over rows grouped by expert. x [m, in] -> [m, out].
-Tensor experts(Context& cx, const Tensor& x, const std::vector<Param>& w, const Tensor& offsets, bool keep = false) {
+Tensor experts(Context& cx, const Tensor& x, const std::vector<Param>& w, const Tensor& offsets, bool keep) {
     Tensor y = cx.empty({x.dim(0), w[0].rows}, keep);
     cx.ops.grouped_matmul(y, x, weights_of(w), offsets);
     return y;
@@ -28,6 +31,41 @@ Tensor experts_backward(Context& cx, const Tensor& dy, const Tensor& x, const st
     cx.ops.grouped_wgrad(grads_of(w), dy, x, offsets);
     Tensor dx = cx.empty({x.dim(0), w[0].cols});
     cx.ops.grouped_dgrad(dx, dy, weights_of(w), offsets);
+    return dx;
+}
+
+// The halves of [gate | up], [m, 2 width].
+std::pair<Tensor, Tensor> halves(const Tensor& both) {
+    const int64_t width = both.dim(1) / 2;
+    return {both.slice(1, 0, width), both.slice(1, width, 2 * width)};
+}
+
+// [gate | up] of rows grouped by expert, [m, 2 width].
+Tensor gates_and_ups(Context& cx, const Tensor& x, const std::vector<Param>& gates, const std::vector<Param>& ups,
+                     const Tensor& offsets, bool keep) {
+    Tensor both = cx.empty({x.dim(0), 2 * gates[0].rows}, keep);
+    if (const Stacked one = stacked(gates, ups)) {
+        cx.ops.grouped_matmul(both, x, one.weights, offsets);
+        return both;
+    }
+    const auto [gate, up] = halves(both);
+    cx.ops.grouped_matmul(gate, x, weights_of(gates), offsets);
+    cx.ops.grouped_matmul(up, x, weights_of(ups), offsets);
+    return both;
+}
+
+// dboth [m, 2 width] -> dx [m, hidden]; accumulates the gradients of gates and ups.
+Tensor gates_and_ups_backward(Context& cx, const Tensor& dboth, const Tensor& x, const std::vector<Param>& gates,
+                              const std::vector<Param>& ups, const Tensor& offsets) {
+    if (const Stacked one = stacked(gates, ups)) {
+        cx.ops.grouped_wgrad(one.grads, dboth, x, offsets);
+        Tensor dx = cx.empty({x.dim(0), x.dim(1)});
+        cx.ops.grouped_dgrad(dx, dboth, one.weights, offsets);
+        return dx;
+    }
+    const auto [dgate, dup] = halves(dboth);
+    Tensor dx = experts_backward(cx, dgate, x, gates, offsets);
+    cx.ops.add(dx, dx, experts_backward(cx, dup, x, ups, offsets));
     return dx;
 }
 
@@ -71,7 +109,8 @@ Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* sav
 
     const Tensor dispatched = cx.empty({m, hidden});
     cx.ops.gather_rows(dispatched, x, source);
-    const Tensor gate = experts(cx, dispatched, gate_, offsets, keep), up = experts(cx, dispatched, up_, offsets, keep);
+    const Tensor gate_up = gates_and_ups(cx, dispatched, gate_, up_, offsets, keep);
+    const auto [gate, up] = halves(gate_up);
     const Tensor inner = cx.empty({m, gate.dim(1)});
     cx.ops.swiglu(inner, gate, up);
     const Tensor expert_y = experts(cx, inner, down_, offsets, keep);
@@ -93,10 +132,10 @@ Tensor Moe::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
     cx.ops.gather_rows(dispatched, s.x, s.source);
     cx.ops.swiglu(inner, s.gate, s.up);
     const Tensor dinner = experts_backward(cx, dexpert_y, inner, down_, s.offsets);
-    const Tensor dgate = cx.empty({m, width}), dup = cx.empty({m, width});
+    const Tensor dgate_up = cx.empty({m, 2 * width});
+    const auto [dgate, dup] = halves(dgate_up);
     cx.ops.swiglu_backward(dgate, dup, dinner, s.gate, s.up);
-    const Tensor ddispatched = experts_backward(cx, dgate, dispatched, gate_, s.offsets);
-    cx.ops.add(ddispatched, ddispatched, experts_backward(cx, dup, dispatched, up_, s.offsets));
+    const Tensor ddispatched = gates_and_ups_backward(cx, dgate_up, dispatched, gate_, up_, s.offsets);
 
     const Tensor dx = cx.empty({n, hidden});
     cx.ops.combine(dx, ddispatched, s.slot, {});

@@ -9,12 +9,14 @@
 namespace fathom {
 namespace {
 
-std::vector<Backend> bf16_backends() {
+template <bool kDeterministic>
+std::vector<Backend> back_end(const char* name) {
     std::array<char, 512> message{};
-    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, true, message.data(), message.size()));
+    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, true, kDeterministic, message.data(), message.size()));
     if (ops == nullptr) return {};
-    return {{"CudaBf16", [](int /*threads*/) { return ops; }}};
+    return {{name, [](int /*threads*/) { return ops; }}};
 }
+std::vector<Backend> bf16_backends() { return back_end<false>("CudaBf16"); }
 
 class Bf16 : public OpTest {
 protected:
@@ -131,7 +133,10 @@ TEST_P(Bf16, EveryHeadHasItsOwnMatrix) {
     }
 }
 
-TEST_P(Bf16, ARowsBitsDoNotDependOnItsBatch) {
+class Bf16Deterministic : public Bf16 {};
+INSTANTIATE_TEST_SUITE_P(, Bf16Deterministic, testing::ValuesIn(back_end<true>("CudaBf16Deterministic")), backend_name);
+
+TEST_P(Bf16Deterministic, ARowsBitsDoNotDependOnItsBatch) {
     const int64_t n = 333, in = 320, out = 264;
     const auto space = [&] { return random({n, out}, 1, 0, DType::kF32, true); };
     const Pair x = random({n, in}, 1, 0, DType::kBF16, true), y = space(), parts = space();
@@ -312,6 +317,32 @@ TEST_P(Bf16Mla, AttentionAndItsGradientsFollowTheirFormulas) {
         expect_close(c.lse, 100);
         for (const Pair& gradient : {c.dq, c.dk, c.dv}) expect_close(gradient, 4);
         if (c.k_shared.device) expect_close(c.dk_shared, 4);
+    }
+}
+
+TEST_P(Bf16Mla, AbsorbedAttentionReadsThePagesOfACache) {
+    constexpr int64_t kBlock = 64, kKey = 576, kLatent = 512;
+    for (int i = 0; i < kFewCases; ++i) {
+        const int64_t h = std::array{8, 16, 128}[static_cast<size_t>(i % 3)], sequences = integer(1, h == 128 ? 2 : 6);
+        std::vector<int64_t> cu_q{0}, cu_k{0};
+        int64_t longest_q = 0, longest_k = 0;
+        for (int64_t s = 0; s < sequences; ++s) {
+            const int64_t queries = coin() ? 1 : integer(1, 4), keys = queries + (coin() ? integer(0, 70) : integer(0, 300));
+            cu_q.push_back(cu_q.back() + queries);
+            cu_k.push_back(cu_k.back() + keys);
+            longest_q = std::max(longest_q, queries);
+            longest_k = std::max(longest_k, keys);
+        }
+        const int64_t width = (longest_k + kBlock - 1) / kBlock + integer(0, 2), blocks = sequences * width + integer(0, 3);
+        const Pair table = ints({sequences, width}, distinct(sequences * width, blocks)), queries = ints({sequences + 1}, cu_q),
+                   keys = ints({sequences + 1}, cu_k);
+        const Pair q = packed({cu_q.back(), h, kKey}), pages = packed({blocks, kBlock, kKey});
+        const Pair u = packed({cu_q.back(), h, kLatent}), lse = packed({cu_q.back(), h}, DType::kF32);
+        const SpansPair spans{{queries.device, keys.device, table.device, longest_q, longest_k},
+                              {queries.reference, keys.reference, table.reference, longest_q, longest_k}};
+        run([&](Ops& to, Side at) { to.latent_attention(at(u), at(lse), at(q), at(pages), at(spans), 0.07); });
+        expect_close(u, 2);
+        expect_close(lse, 100);
     }
 }
 

@@ -46,7 +46,7 @@ public:
 
     ReferenceOps<T> ops;
     Arena scratch{"scratch", poisoned_memory, kChunk}, saved{"saved", poisoned_memory, kChunk},
-        params{"params", poisoned_memory, kChunk};
+        params{"params", poisoned_memory, kChunk}, grads{"grads", poisoned_memory, kChunk};
     Context cx{ops, scratch, saved};
 
     explicit AdjointSide(std::optional<size_t> only = {}) : only_(only) { cx.cache_dtype = dtype_of<T>(); }
@@ -64,7 +64,7 @@ public:
         const double spread = param.is_matrix() ? 1 / std::sqrt(static_cast<double>(param.cols)) : 0.3;
         randomize(weight, param.kind == ParamKind::kNorm ? 1 : 0, spread, param.trained());
         param.weight = weight;
-        param.grad = param.allocate(params, dtype_of<T>());
+        param.grad = param.allocate(grads, dtype_of<T>());
         ops.fill(param.grad, kGradStart);
         directions_.push_back({name, weight.data, param.trained() ? param.grad : Tensor(), kGradStart});
     }

@@ -8,6 +8,7 @@
 #include "nn/block.h"
 #include "nn/head.h"
 #include "nn/mtp.h"
+#include "nn/stacked.h"
 
 namespace fathom {
 namespace {
@@ -35,8 +36,12 @@ MlaConfig mla_config(int64_t q_lora_rank, bool bias) {
     return {kHidden, 3, q_lora_rank, 7, 5, kRope, 3, bias, 0.37, RopePairing::kInterleaved};
 }
 
-MoeConfig moe_config(int64_t experts, int64_t k, RouteRule rule, int64_t shared) {
-    return {0, {kHidden, experts, k, rule, rule.topk_method == TopkMethod::kNoauxTc}, 6, shared};
+// Of width 6 a matrix ends between the arena's boundaries, so that gate and up are two products; of width kStacked they are
+// one.
+constexpr int64_t kStacked = 8;
+
+MoeConfig moe_config(int64_t experts, int64_t k, RouteRule rule, int64_t shared, int64_t width = 6) {
+    return {0, {kHidden, experts, k, rule, rule.topk_method == TopkMethod::kNoauxTc}, width, shared};
 }
 
 const RouteRule kV2Rule{ScoringFunc::kSoftmax, TopkMethod::kGroupLimitedGreedy, 2, 1, false, 16.0};
@@ -91,14 +96,37 @@ TEST(Mha, BackwardIsTheAdjointOfForward) {
 }
 
 TEST(Mlp, BackwardIsTheAdjointOfForward) {
-    expect_adjoint([](auto& side) {
-        Mlp mlp(kHidden, 7);
-        side.bind(mlp);
-        const Tensor x = side.input({kRows, kHidden});
-        Mlp::Saved saved;
-        const Tensor dy = side.output(mlp.forward(side.cx, x, {}, &saved));
-        side.gradient(x, mlp.backward(side.cx, dy, {}, saved));
-    });
+    for (const int64_t width : {int64_t{7}, kStacked}) {
+        expect_adjoint([=](auto& side) {
+            Mlp mlp(kHidden, width);
+            side.bind(mlp);
+            const Tensor x = side.input({kRows, kHidden});
+            Mlp::Saved saved;
+            const Tensor dy = side.output(mlp.forward(side.cx, x, {}, &saved));
+            side.gradient(x, mlp.backward(side.cx, dy, {}, saved));
+        });
+    }
+}
+
+TEST(Stacked, NeighboursInMemoryAreOneMatrix) {
+    Arena arena("weights");
+    std::vector<Param> gate, up;
+    for (int i = 0; i < 2; ++i) {
+        for (std::vector<Param>* params : {&gate, &up}) {
+            params->push_back(Param::matrix(kStacked, 10));
+            params->back().weight = params->back().allocate(arena, DType::kF32);
+        }
+    }
+    const Stacked both = stacked(gate, up);
+    ASSERT_EQ(both.weights.size(), 2U);
+    EXPECT_EQ(both.weights[1].codes.describe(), "F32[16, 10]");
+    EXPECT_EQ(both.weights[1].codes.data, gate[1].weight.codes.data);
+    EXPECT_FALSE(stacked(up, gate)) << "the other way around";
+    gate[1].grad = gate[1].allocate(arena, DType::kF32);
+    EXPECT_FALSE(stacked(gate, up)) << "only one of them is trained";
+    gate[1].grad = {};
+    up[1].weight.scheme = Scheme::kFp8Block;
+    EXPECT_FALSE(stacked(gate, up)) << "scales of two matrices";
 }
 
 void expect_moe_adjoint(const MoeConfig& config) {
@@ -117,6 +145,7 @@ TEST(Moe, BackwardIsTheAdjointOfForward) {
     expect_moe_adjoint(moe_config(8, 3, kV3Rule, 1));
     expect_moe_adjoint(moe_config(8, 3, kV2Rule, 2));
     expect_moe_adjoint(moe_config(5, 2, kGreedyRule, 0));
+    expect_moe_adjoint(moe_config(8, 3, kV3Rule, 1, kStacked));
 }
 
 TEST(Moe, BackwardHoldsForOneExpertAndForAllExperts) {
