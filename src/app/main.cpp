@@ -79,6 +79,7 @@ void declare(CLI::App& app, Globals& globals) {
     app.name("fathom");
     app.formatter(std::make_shared<HelpFormatter>());
     app.option_defaults()->always_capture_default();
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);  // of an option given twice; lists keep all
     app.set_help_flag("-h,--help", "print this text and exit");
     app.fallthrough();             // options of every verb may stand before or after it
     app.require_subcommand(0, 1);  // a second verb is an argument of the first

@@ -75,6 +75,11 @@ TEST(Binary, GlobalOptionsStandBeforeOrAfterTheVerb) {
     }
 }
 
+TEST(Binary, OfAnOptionGivenTwiceTheLastOneHolds) {
+    EXPECT_EQ(run("doctor --threads -1 --threads 1").code, 0);
+    EXPECT_EQ(run("doctor --threads 1 --threads -1").code, 2);
+}
+
 TEST(Binary, JsonErrorsAreJsonToo) {
     const Outcome outcome = run("plot /does/not/exist --json");
     EXPECT_EQ(outcome.out, "");
