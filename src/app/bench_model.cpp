@@ -53,7 +53,13 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
 }
 
 void BenchModel::draw_weights(Ops& ops, DType dtype) {
-    loaded_.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
+    constexpr int64_t kUsual = int64_t{64} << 20, kAlignment = 64;
+    int64_t bytes = 0;  // on a device in one piece, as a model that was loaded
+    loaded_.model->visit([&](const std::string&, Param& param) {
+        bytes += param.size() * size_of(param.trained() ? dtype : DType::kF32) + kAlignment;
+    });
+    loaded_.weights = std::make_unique<Arena>(
+        "weights", [&ops](int64_t size) { return ops.allocate(size); }, ops.sees_host_memory() ? kUsual : bytes);
     const std::vector<float> f32 = normal_table<float>();
     const std::vector<BFloat16> bf16 = normal_table<BFloat16>();
     Rng places(2);

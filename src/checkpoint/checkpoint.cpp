@@ -191,6 +191,23 @@ std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
     return result;
 }
 
+// Of the arena's chunks: on a device all weights lie one after the other, so that experts are at equal distances and one
+// product does for neighbours; the largest matrix once more, for what is converted. In host memory most weights stay in the
+// map.
+int64_t chunk_bytes(LoadedModel& loaded, const Ops& ops, const LoadOptions& options) {
+    constexpr int64_t kUsual = int64_t{64} << 20, kAlignment = 64;
+    if (ops.sees_host_memory()) return kUsual;
+    int64_t sum = 0, largest = 0;
+    loaded.model->visit([&](const std::string& name, Param& param) {
+        const std::optional<Tensor> found = loaded.files->find(name);
+        if (!found) return;  // the loader will say so
+        const int64_t bytes = param.size() * size_of(options.dtype.value_or(found->dtype));
+        sum += bytes + kAlignment;
+        largest = std::max({largest, bytes, found->bytes()});
+    });
+    return std::max(kUsual, sum + largest);
+}
+
 }  // namespace
 
 LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options) {
@@ -211,8 +228,9 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
         loaded.config.torch_dtype = *options.dtype == DType::kF32 ? "float32" : "bfloat16";
         loaded.config.quantization_config.reset();
     }
-    loaded.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
     loaded.model = std::make_unique<DeepSeek>(loaded.config);
+    loaded.weights = std::make_unique<Arena>(
+        "weights", [&ops](int64_t bytes) { return ops.allocate(bytes); }, chunk_bytes(loaded, ops, options));
     try {
         Loader(loaded, ops, options).run();
     } catch (const Error& error) {

@@ -120,9 +120,37 @@ __device__ __forceinline__ float block_max(float x, float* space) {
     return top;
 }
 
+// ---- early launches ----
+// Short kernels in a row: the next one's blocks are placed while the one before still runs (programmatic dependent launch), and
+// begin_early(), the first thing that all their threads do, waits until it has ended and its writes can be seen. A kernel that
+// is launched this way must call it; one that is not may.
+__device__ __forceinline__ void begin_early() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, int64_t threads, size_t shared_bytes, cudaStream_t stream,
+                  const Arguments&... arguments) {
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = launches_early() ? 1 : 0;
+    check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launching a kernel");
+}
+
 // ---- loops over elements ----
 template <class Index, class Body>
 __global__ void __launch_bounds__(256) loop_kernel(Index cols, Index total, Body body) {
+    begin_early();
     const Index i = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
     if (i < total) body(static_cast<int64_t>(i / cols), static_cast<int64_t>(i % cols));
 }
@@ -134,9 +162,10 @@ void loop(cudaStream_t stream, const char* op, int64_t rows, int64_t cols, const
     if (total == 0) return;
     const auto blocks = static_cast<unsigned>(ceil_div(total, 256));
     if (total < (int64_t{1} << 31)) {  // 32-bit division is several times cheaper
-        loop_kernel<uint32_t><<<blocks, 256, 0, stream>>>(static_cast<uint32_t>(cols), static_cast<uint32_t>(total), body);
+        launch_early(loop_kernel<uint32_t, Body>, dim3(blocks), 256, 0, stream, static_cast<uint32_t>(cols),
+                     static_cast<uint32_t>(total), body);
     } else {
-        loop_kernel<int64_t><<<blocks, 256, 0, stream>>>(cols, total, body);
+        launch_early(loop_kernel<int64_t, Body>, dim3(blocks), 256, 0, stream, cols, total, body);
     }
     check_launch(op);
 }

@@ -36,6 +36,7 @@ __device__ int group_of(const int32_t* offsets, int groups, int64_t row) {
 template <int kRows>
 __global__ void __launch_bounds__(kColumnsPerBlock* kWarp)
     few_rows_kernel(const __grid_constant__ Product p, const __grid_constant__ GroupTable table) {
+    begin_early();
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + threadIdx.x / kWarp;
     const int64_t first = static_cast<int64_t>(blockIdx.y) * kRows;
@@ -81,7 +82,7 @@ void run_few_rows(cudaStream_t stream, const char* op, const Product& p, const G
     const auto launch = [&](auto kernel, int64_t rows) {
         const dim3 grid(static_cast<unsigned>(ceil_div(p.n, kColumnsPerBlock)), static_cast<unsigned>(ceil_div(p.m, rows)),
                         p.offsets == nullptr ? static_cast<unsigned>(p.groups) : 1u);
-        kernel<<<grid, kColumnsPerBlock * kWarp, 0, stream>>>(p, table);
+        launch_early(kernel, grid, kColumnsPerBlock * kWarp, 0, stream, p, table);
     };
     if (p.m == 1 || p.offsets != nullptr) {
         launch(few_rows_kernel<1>, 1);

@@ -54,16 +54,11 @@ __global__ void __launch_bounds__(1024) offsets_kernel(int32_t* offsets, int32_t
     }
 }
 
-// One warp per piece walks its choices in order, 32 at a time.
-__global__ void __launch_bounds__(kWarp)
-    place_kernel(int32_t* source, Rows<int32_t> slot, const int32_t* first, Rows<int32_t> indices, int64_t chosen,
-                 int64_t choices, int64_t experts, int* fault) {
-    __shared__ int32_t next[kMaxExperts];
-    const int lane = static_cast<int>(threadIdx.x);
-    for (int64_t e = lane; e < experts; e += kWarp) next[e] = first[blockIdx.x * experts + e];
-    __syncwarp();
-    const int64_t end = min(choices, (blockIdx.x + 1) * kPiece);
-    for (int64_t begin = blockIdx.x * kPiece; begin < end; begin += kWarp) {
+// A warp walks choices [begin, end) in order, 32 at a time; next[e] is the next free sorted row of expert e.
+__device__ void place_choices(int32_t* next, int32_t* source, const Rows<int32_t>& slot, const Rows<int32_t>& indices,
+                              int64_t chosen, int64_t begin, int64_t end, int64_t experts, int* fault) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    for (; begin < end; begin += kWarp) {
         const int64_t i = begin + lane;
         const int expert = i < end ? expert_at(indices, chosen, i, experts, fault) : -1;
         const unsigned same = __match_any_sync(kAll, expert);
@@ -77,6 +72,42 @@ __global__ void __launch_bounds__(kWarp)
         if (i < end && rank == 0) next[expert] += __popc(same);
         __syncwarp();
     }
+}
+
+// One warp per piece.
+__global__ void __launch_bounds__(kWarp)
+    place_kernel(int32_t* source, Rows<int32_t> slot, const int32_t* first, Rows<int32_t> indices, int64_t chosen,
+                 int64_t choices, int64_t experts, int* fault) {
+    __shared__ int32_t next[kMaxExperts];
+    for (int64_t e = threadIdx.x; e < experts; e += kWarp) next[e] = first[blockIdx.x * experts + e];
+    __syncwarp();
+    const int64_t begin = blockIdx.x * kPiece;
+    place_choices(next, source, slot, indices, chosen, begin, min(choices, begin + kPiece), experts, fault);
+}
+
+// All three at once for one piece, as when decoding.
+__global__ void __launch_bounds__(kPiece)
+    sort_piece_kernel(int32_t* offsets, int32_t* source, Rows<int32_t> slot, Rows<int32_t> indices, int64_t chosen,
+                      int64_t choices, int64_t experts, int* fault) {
+    begin_early();
+    __shared__ int32_t sums[kPiece], next[kMaxExperts];
+    const int64_t e = threadIdx.x;
+    sums[e] = 0;
+    __syncthreads();
+    if (e < choices) atomicAdd(&sums[expert_at(indices, chosen, e, experts, fault)], 1);
+    __syncthreads();
+    const int32_t total = sums[e];
+    for (int step = 1; step < kPiece; step *= 2) {
+        __syncthreads();
+        const int32_t before = e >= step ? sums[e - step] : 0;
+        __syncthreads();
+        sums[e] += before;
+    }
+    next[e] = sums[e] - total;
+    if (e == 0) offsets[0] = 0;
+    if (e < experts) offsets[e + 1] = sums[e];
+    __syncthreads();
+    if (e < kWarp) place_choices(next, source, slot, indices, chosen, 0, choices, experts, fault);
 }
 
 template <class T>
@@ -137,6 +168,13 @@ void CudaOps::sort_by_expert(const Tensor& offsets, const Tensor& source, const 
     check_tensor("sort_by_expert", "slot", slot, DType::kI32, {n, chosen});
     check(experts <= cuda::kMaxExperts, "sort_by_expert: more than 1024 experts");
     const int64_t pieces = cuda::ceil_div(choices, cuda::kPiece);
+    if (pieces == 1) {
+        cuda::launch_early(cuda::sort_piece_kernel, dim3(1), cuda::kPiece, 0, stream_, offsets.as<int32_t>(),
+                           source.as<int32_t>(), cuda::Rows<int32_t>(slot), cuda::Rows<int32_t>(indices), chosen, choices,
+                           experts, fault_.device());
+        cuda::check_launch("sort_by_expert");
+        return;
+    }
     workspace_.begin(pieces * experts * 4);
     auto* counts = workspace_.take<int32_t>(pieces * experts);
     const cuda::Rows<int32_t> chosen_rows(indices);

@@ -13,6 +13,7 @@ constexpr int64_t kWideRow = 1024;
 // Threads of one row: kThreads of them; a block of 256 threads has 256 / kThreads rows.
 template <int kThreads, class T>
 __global__ void __launch_bounds__(256) rms_norm_kernel(Rows<T> y, Rows<T> x, Vector w, float eps, int64_t n, int64_t d) {
+    begin_early();
     __shared__ float space[8];
     const int64_t i = static_cast<int64_t>(blockIdx.x) * (256 / kThreads) + threadIdx.x / kThreads;
     if (i >= n) return;
@@ -54,10 +55,11 @@ void rms_norm(cudaStream_t stream, const Tensor& y, const Tensor& x, const Tenso
     const Rows<T> to(y), from(x);
     const Vector weight(w);
     if (d > kWideRow) {
-        rms_norm_kernel<256, T><<<static_cast<unsigned>(n), 256, 0, stream>>>(to, from, weight, static_cast<float>(eps), n, d);
+        launch_early(rms_norm_kernel<256, T>, dim3(static_cast<unsigned>(n)), 256, 0, stream, to, from, weight,
+                     static_cast<float>(eps), n, d);
     } else {
-        rms_norm_kernel<kWarp, T>
-            <<<static_cast<unsigned>(ceil_div(n, 8)), 256, 0, stream>>>(to, from, weight, static_cast<float>(eps), n, d);
+        launch_early(rms_norm_kernel<kWarp, T>, dim3(static_cast<unsigned>(ceil_div(n, 8))), 256, 0, stream, to, from, weight,
+                     static_cast<float>(eps), n, d);
     }
     check_launch("rms_norm");
 }

@@ -99,6 +99,7 @@ __device__ void choice_weights(float* weights, const float* s, const int32_t* in
 __global__ void __launch_bounds__(kRowsPerBlock* kWarp)
     route_kernel(Rows<int32_t> indices, Rows<float> weights, Rows<float> scores, Rows<float> logits, const float* bias,
                  Rule rule, int64_t n, int* fault) {
+    begin_early();
     extern __shared__ float shared[];
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp, experts = rule.experts;
@@ -195,9 +196,10 @@ void CudaOps::route(const Tensor& indices, const Tensor& weights, const Tensor& 
     if (bias) check_tensor("route", "bias", bias, DType::kF32, {experts});
     if (n == 0) return;
     const auto bytes = static_cast<size_t>(cuda::kRowsPerBlock * experts * (2 * 4 + 1));
-    cuda::route_kernel<<<cuda::blocks_of(n), cuda::kRowsPerBlock * cuda::kWarp, bytes, stream_>>>(
-        cuda::Rows<int32_t>(indices), cuda::Rows<float>(weights), cuda::Rows<float>(scores), cuda::Rows<float>(logits),
-        bias ? bias.as<float>() : nullptr, cuda::Rule(rule, experts, indices.dim(1)), n, fault_.device());
+    cuda::launch_early(cuda::route_kernel, dim3(cuda::blocks_of(n)), cuda::kRowsPerBlock * cuda::kWarp, bytes, stream_,
+                       cuda::Rows<int32_t>(indices), cuda::Rows<float>(weights), cuda::Rows<float>(scores),
+                       cuda::Rows<float>(logits), bias ? bias.as<float>() : nullptr, cuda::Rule(rule, experts, indices.dim(1)),
+                       n, fault_.device());
     cuda::check_launch("route");
 }
 

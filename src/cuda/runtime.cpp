@@ -25,6 +25,16 @@ void check_cuda(cudaError_t status, const char* attempt) {
 
 void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
 
+bool launches_early() {
+    static const bool result = [] {
+        int device = 0, major = 0;
+        check_cuda(cudaGetDevice(&device), "asking for the GPU");
+        check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the GPU's kind");
+        return major >= 9;
+    }();
+    return result;
+}
+
 Buffer device_memory(int64_t bytes) {
     void* memory = nullptr;
     const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)));

@@ -17,6 +17,9 @@ void check_cuda(cudaError_t status, const char* attempt);
 // After a launch: what was wrong with it, or with earlier work on the device.
 void check_launch(const char* op);
 
+// Whether kernels may be launched before the one ahead of them has ended (Hopper and later).
+[[nodiscard]] bool launches_early();
+
 // Device memory, owned. Throws Error{kMemory} saying how much is free and what helps.
 [[nodiscard]] Buffer device_memory(int64_t bytes);
 
