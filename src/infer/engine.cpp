@@ -28,6 +28,15 @@ Engine::Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options)
     check(ops.precise_dtype() == DType::kF32, "Engine: logits are read back as f32");
     check(options_.max_batch_rows > 0 && options_.prefill_chunk > 0 && options_.max_sequences > 0,
           "Engine: batch rows, prefill chunk and sequences must be positive");
+    if (options_.draft_tokens > model.config().num_nextn_predict_layers) {
+        throw Error(ErrorKind::kUsage,
+                    fmt::format("{} tokens were to be guessed ahead; the model has {} modules that predict further tokens "
+                                "(num_nextn_predict_layers), and each guesses one",
+                                options_.draft_tokens, model.config().num_nextn_predict_layers));
+    }
+    if (options_.draft_tokens > 0 && !options_.use_cache) {
+        throw Error(ErrorKind::kUsage, "guessing tokens ahead (--speculative-config) needs the cache");
+    }
     if (options_.vocab_limit <= 0) options_.vocab_limit = model.config().vocab_size;
     if (options_.use_cache) {
         cache_.emplace(ops, model.cache_states(), options_.cache_tokens, options_.block_size, options_.cache_dtype);
@@ -80,16 +89,12 @@ void Engine::insert(Sequences& sequences, std::unique_ptr<Sequence> sequence) {
 
 void Engine::cancel(int64_t request) {
     std::erase_if(waiting_, [&](const auto& sequence) { return sequence->id == request; });
-    retire(request);
-}
-
-// A sequence that is done leaves the batch; what it computed stays in the cache for those who begin alike.
-void Engine::retire(int64_t request) {
     std::erase_if(running_, [&](const auto& sequence) { return sequence->id == request; });
 }
 
-void Engine::set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk) {
-    check(max_batch_rows > 0 && prefill_chunk > 0, "Engine::set_batch_limits: limits must be positive");
+void Engine::set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk, int64_t max_sequences) {
+    check(max_batch_rows > 0 && prefill_chunk > 0 && max_sequences > 0, "Engine::set_batch_limits: limits must be positive");
+    options_.max_sequences = max_sequences;
     options_.max_batch_rows = max_batch_rows;
     options_.prefill_chunk = prefill_chunk;
 }
@@ -99,7 +104,14 @@ void Engine::forget_prefixes() {
 }
 
 Engine::Load Engine::load() const {
-    Load load{std::ssize(running_), std::ssize(waiting_), 0, 0, 0};
+    Load load{.running = std::ssize(running_), .waiting = std::ssize(waiting_)};
+    for (const Sequences* sequences : {&running_, &waiting_}) {
+        for (const auto& sequence : *sequences) {
+            const bool decoding = sequence->told && sequence->remaining() == 1;
+            load.decoding += decoding ? 1 : 0;
+            load.unread_tokens += decoding ? 0 : sequence->remaining();
+        }
+    }
     if (!cache_) return load;
     load.blocks = cache_->blocks();
     load.used_blocks = cache_->blocks() - cache_->free_blocks();
@@ -109,75 +121,141 @@ Engine::Load Engine::load() const {
 
 std::vector<TokenEvent> Engine::step() {
     schedule();
-    std::vector<Sequence*> batch, sampled;
-    for (const auto& sequence : running_) {
-        if (sequence->rows == 0) continue;
-        batch.push_back(sequence.get());
-        if (sequence->samples()) sampled.push_back(sequence.get());
-    }
-    std::vector<TokenEvent> events;
-    if (batch.empty()) return events;
-    std::ranges::stable_partition(batch, [&](const Sequence* s) { return form_of(*s) == AttentionForm::kExpanded; });
-    const Answers answers = run(batch, sampled);
+    const std::vector<Sequence*> batch = next_batch();
+    if (batch.empty()) return {};
+    const ArenaScope scratch(scratch_), saved(saved_);
+    Context cx{ops_, scratch_, saved_, options_.cache_dtype, options_.deterministic};
+    const Batch built = build(cx, batch);
+    Tensor hidden;  // [rows, hidden]; absent where the batch's answer is all that is wanted
+    std::vector<TokenEvent> events = sample_all(cx, built, batch, hidden);
     ++counters_.steps;
+    if (options_.draft_tokens > 0) draft(cx, hidden, batch);
     for (Sequence* sequence : batch) {
-        counters_.rows += sequence->rows;
-        counters_.prompt_tokens += std::clamp<int64_t>(sequence->prompt_length() - sequence->past(), 0, sequence->rows);
         if (sequence->cache) {
             sequence->cache->commit(std::span(sequence->tokens)
                                         .subspan(static_cast<size_t>(sequence->past()), static_cast<size_t>(sequence->rows)));
         }
         sequence->rows = 0;
     }
-    for (size_t i = 0; i < sampled.size(); ++i) events.push_back(next_event(*sampled[i], answers, i));
-    for (const TokenEvent& event : events) {
-        if (event.finish) retire(event.request);
-    }
+    // What they computed stays in the cache for those who begin alike.
+    std::erase_if(running_, [](const auto& sequence) { return sequence->done; });
     return events;
 }
 
+// Those that were given rows, expanded forms first.
+std::vector<Engine::Sequence*> Engine::next_batch() {
+    std::vector<Sequence*> batch;
+    for (const auto& sequence : running_) {
+        if (sequence->rows == 0) continue;
+        sequence->form = form_of(*sequence);
+        batch.push_back(sequence.get());
+    }
+    std::ranges::stable_partition(batch, [](const Sequence* s) { return s->form == AttentionForm::kExpanded; });
+    int64_t row = 0;
+    for (Sequence* sequence : batch) sequence->first_row = std::exchange(row, row + sequence->rows);
+    return batch;
+}
+
+// A row with drafts behind it is computed as it would be without them, so that they change no rounding.
 AttentionForm Engine::form_of(const Sequence& sequence) const {
     if (!model_.config().mla()) return AttentionForm::kExpanded;
     if (options_.deterministic) return AttentionForm::kAbsorbed;
-    return cheaper_form(model_.config(), sequence.rows, sequence.past());
+    return cheaper_form(model_.config(), sequence.rows - sequence.checked(), sequence.past());
 }
 
-// After the last row of each sequence in `sampled`.
-Engine::Answers Engine::run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) {
-    const ArenaScope scratch(scratch_), saved(saved_);
-    Context cx{ops_, scratch_, saved_, options_.cache_dtype, options_.deterministic};
-    std::vector<SequenceChunk> chunks;
-    std::vector<int32_t> last_rows(sampled.size());
-    int32_t rows = 0;
+// The rows of all sequences, drafts included. Counts them.
+Batch Engine::build(Context& cx, std::span<Sequence* const> batch) {
+    std::vector<int32_t> tokens;
     for (const Sequence* s : batch) {
-        const auto tokens =
-            std::span<const int32_t>(s->tokens).subspan(static_cast<size_t>(s->past()), static_cast<size_t>(s->rows));
-        chunks.push_back({tokens, s->past(), form_of(*s), s->cache ? s->cache->block_table() : std::span<const int32_t>()});
-        rows += static_cast<int32_t>(s->rows);
-        const auto found = std::ranges::find(sampled, s);
-        if (found != sampled.end()) last_rows[static_cast<size_t>(found - sampled.begin())] = rows - 1;
+        const auto begin = s->tokens.begin() + s->past();
+        tokens.insert(tokens.end(), begin, begin + (s->rows - s->checked()));
+        tokens.insert(tokens.end(), s->drafts.begin(), s->drafts.begin() + s->checked());
+        counters_.rows += s->rows;
+        counters_.prompt_tokens += std::clamp<int64_t>(s->prompt_length() - s->past(), 0, s->rows);
     }
-    Batch built = make_batch(cx, chunks, cache_ ? cache_->block_size() : 0, false);
+    std::vector<SequenceChunk> chunks;
+    for (const Sequence* s : batch) {
+        const auto rows = std::span(tokens).subspan(static_cast<size_t>(s->first_row), static_cast<size_t>(s->rows));
+        chunks.push_back({rows, s->past(), s->form, s->cache ? s->cache->block_table() : std::span<const int32_t>()});
+    }
+    return make_batch(cx, chunks, cache_ ? cache_->block_size() : 0, false);
+}
+
+// After the final norm [rows, hidden].
+Tensor Engine::forward(Context& cx, Batch built, std::span<Sequence* const> batch) {
     std::vector<Routing> routing(static_cast<size_t>(model_.config().num_hidden_layers));
     if (options_.on_routing) built.record = &routing;
-    const bool scored = std::ranges::any_of(batch, [](const Sequence* s) { return s->request.prompt_logprobs; });
-    if (!options_.on_routing && !scored && !sampled.empty() &&
-        std::ranges::all_of(sampled, [&](const Sequence* s) { return wants_best_only(*s); }))
-        return read_best(cx, built, last_rows);
     const Tensor hidden = model_.forward(cx, built, cache_ ? &cache_->view() : nullptr, nullptr);
     if (options_.on_routing) {
         std::vector<RequestRows> whose;
         for (const Sequence* s : batch) whose.push_back({s->id, s->past(), s->rows});
         options_.on_routing(routing, whose);
     }
-    score_prompts(cx, hidden, batch);
-    if (sampled.empty()) return {};
-    const Tensor last = cx.empty({static_cast<int64_t>(sampled.size()), hidden.dim(1)});
-    ops_.gather_rows(last, hidden, cx.ints(last_rows));
-    const Tensor logits = model_.logits(cx, last);
+    return hidden;
+}
+
+// [rows, vocab] of some rows of `hidden`.
+std::vector<float> Engine::read_logits(Context& cx, const Tensor& hidden, std::span<const int32_t> rows) {
+    const ArenaScope scratch(scratch_);
+    const Tensor last = cx.empty({std::ssize(rows), hidden.dim(1)});
+    ops_.gather_rows(last, hidden, cx.ints(rows));
+    return read_back(model_.logits(cx, last));
+}
+
+std::vector<float> Engine::read_back(const Tensor& logits) {
     std::vector<float> host(static_cast<size_t>(logits.size()));
     ops_.read_back(host.data(), logits);
-    return {std::move(host), {}};
+    return host;
+}
+
+// Runs the batch; what it says to every sequence whose last token is in it.
+std::vector<TokenEvent> Engine::sample_all(Context& cx, const Batch& built, std::span<Sequence* const> batch, Tensor& hidden) {
+    std::vector<Sequence*> sampled;
+    std::vector<int32_t> rows;
+    for (const auto& s : running_) {
+        if (s->rows == 0 || !s->samples()) continue;
+        sampled.push_back(s.get());
+        for (int64_t row = s->rows - s->checked() - 1; row < s->rows; ++row) {
+            rows.push_back(static_cast<int32_t>(s->first_row + row));
+        }
+    }
+    Answers answers;
+    if (wants_best_only(batch, sampled)) {
+        answers = read_best(cx, built, rows);
+    } else {
+        hidden = forward(cx, built, batch);
+        score_prompts(cx, hidden, batch);
+        if (!sampled.empty()) answers.logits = read_logits(cx, hidden, rows);
+    }
+    std::vector<TokenEvent> events;
+    size_t answer = 0;
+    for (Sequence* sequence : sampled) {
+        const int64_t count = sequence->checked() + 1;
+        sample_rows(*sequence, answers, answer, events);
+        answer += static_cast<size_t>(count);
+    }
+    return events;
+}
+
+// The next token, and one more behind every draft that came true. Rows behind a draft that did not are taken off the sequence:
+// its cache never learns of them.
+void Engine::sample_rows(Sequence& sequence, const Answers& answers, size_t first, std::vector<TokenEvent>& events) {
+    const std::vector<int32_t> drafts = std::exchange(sequence.drafts, {});
+    const int64_t checked = sequence.checked();
+    sequence.rows -= checked;
+    counters_.draft_steps += checked > 0 ? 1 : 0;
+    for (size_t row = 0;; ++row) {
+        TokenEvent event = next_event(sequence, answers, first + row);
+        sequence.done = event.finish.has_value();
+        const int64_t compared = !sequence.done && static_cast<int64_t>(row) < checked ? 1 : 0,
+                      right = compared > 0 && event.token == drafts[row] ? 1 : 0;
+        counters_.drafted += compared, counters_.accepted += right;
+        event.drafted = sequence.drafted += compared;
+        event.accepted = sequence.accepted += right;
+        events.push_back(std::move(event));
+        if (right == 0) return;
+        ++sequence.rows;
+    }
 }
 
 // Whether a device that can find the largest logit itself need not hand out the others.
@@ -187,6 +265,12 @@ bool Engine::wants_best_only(const Sequence& sequence) const {
     const bool penalties = s.repetition_penalty != 1 || s.frequency_penalty != 0 || s.presence_penalty != 0;
     return dynamic_cast<StepRecorder*>(&ops_) != nullptr && s.temperature == 0 && !penalties && s.logit_bias.empty() &&
            request.top_logprobs < 0 && !request.on_logits && request.max_new_tokens > 0 && mask_of(sequence).empty();
+}
+
+bool Engine::wants_best_only(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const {
+    const bool scored = std::ranges::any_of(batch, [](const Sequence* s) { return s->request.prompt_logprobs; });
+    return !options_.on_routing && options_.draft_tokens == 0 && !scored && !sampled.empty() &&
+           std::ranges::all_of(sampled, [&](const Sequence* s) { return wants_best_only(*s); });
 }
 
 // The whole step in the device's hands; only a token and its log-probability per sequence come back. Steps that only decode are
@@ -242,8 +326,7 @@ void Engine::score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence
             const int64_t count = std::min(kRows, end - row);
             const Tensor logits =
                 model_.logits(cx, hidden.slice(0, first_row + row, first_row + row + count));  // [count, vocab]
-            std::vector<float> host(static_cast<size_t>(logits.size()));
-            ops_.read_back(host.data(), logits);
+            const std::vector<float> host = read_back(logits);
             for (int64_t i = 0; i < count; ++i) {
                 s->prompt.push_back(token_logprobs(std::span(host).subspan(static_cast<size_t>(i) * vocab, vocab),
                                                    s->tokens[static_cast<size_t>(past + row + i + 1)],

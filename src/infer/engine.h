@@ -1,6 +1,7 @@
 // The engine: many requests at a time through one model, one batch per step.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -31,8 +32,12 @@ struct EngineOptions {
     bool use_cache = true;         // false: recompute every sequence from its first token in every step
     int64_t max_length = 0;        // longest sequence; 0: what the model reads. The cache may allow less
     int64_t vocab_limit = 0;       // ids from here on only pad the matrix and are never sampled; 0: none
+    // Tokens guessed ahead of every sequence by the model's MTP modules, one by each, and checked by the next batch
+    // (infer/speculative.cpp). Changes the time that tokens take, not the tokens. Needs the cache.
+    int64_t draft_tokens = 0;
     // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones), and whose rows they are,
-    // in order. Valid during the call only.
+    // in order; rows of drafts are among them, and those that did not come true are told again later. Valid during the call
+    // only.
     std::function<void(std::span<const Routing> routing, std::span<const RequestRows> rows)> on_routing;
 };
 
@@ -70,6 +75,7 @@ struct TokenEvent {
     std::vector<TokenLogprobs> prompt;   // of the prompt's tokens but the first, in the first event
     std::optional<int64_t> reused;       // prompt tokens that were found in the cache, in the first event
     std::string error;                   // why this request failed (NaN logits, rules that exclude every token)
+    int64_t drafted = 0, accepted = 0;   // this request's drafts so far that were checked, and that came true
 };
 
 // Continuous batching by priority, then first come first served: a step runs one row of every sequence that decodes and chunks
@@ -78,7 +84,8 @@ struct TokenEvent {
 // one computes only what is new.
 class Engine {
 public:
-    // All three must outlive the engine.
+    // All three must outlive the engine. Throws Error{kUsage} for more draft_tokens than the model has MTP modules, or without
+    // the cache.
     Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options);
 
     // Throws Error{kUsage} for bad sampling values, Error{kInput} for a prompt that is empty, has ids outside the vocabulary or
@@ -87,11 +94,12 @@ public:
     // Returns the request's number. Throws what validate throws.
     int64_t add(Request request);
     void cancel(int64_t request);
-    // Runs one batch. Tokens come in the order of the requests. Empty when a step only worked on prompts.
+    // Runs one batch. Tokens come in the order of the requests, and those of one request in theirs: several where drafts came
+    // true. Empty when a step only worked on prompts.
     [[nodiscard]] std::vector<TokenEvent> step();
     [[nodiscard]] bool idle() const { return waiting_.empty() && running_.empty(); }
-    // Between steps: how large the next batches may be.
-    void set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk);
+    // Between steps: how large the next batches may be, and how many sequences may run. More that run already go on.
+    void set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk, int64_t max_sequences);
     // Forgets what finished requests left in the cache.
     void forget_prefixes();
 
@@ -103,11 +111,15 @@ public:
         int64_t prompt_tokens = 0;  // computed
         int64_t reused_tokens = 0;  // prompt tokens found in the cache
         int64_t preemptions = 0;
-        int64_t steps = 0, rows = 0;  // batches, and their rows
+        int64_t steps = 0, rows = 0;        // batches, and their rows
+        int64_t draft_steps = 0;            // how often drafts of a sequence were checked
+        int64_t drafted = 0, accepted = 0;  // drafts that were checked, and that came true
     };
     [[nodiscard]] const Counters& counters() const { return counters_; }
     struct Load {
         int64_t running = 0, waiting = 0;
+        int64_t decoding = 0;                                   // of the running: their prompts are read
+        int64_t unread_tokens = 0;                              // of all others
         int64_t blocks = 0, used_blocks = 0, known_blocks = 0;  // known: can be found by their content
     };
     [[nodiscard]] Load load() const;
@@ -118,17 +130,23 @@ private:
         Request request;
         std::vector<int32_t> tokens;          // prompt and answer
         std::optional<CachedSequence> cache;  // absent without a cache, and while it waits
-        int64_t rows = 0;                     // in the batch being built
+        int64_t rows = 0, first_row = 0;      // in the batch being built
+        AttentionForm form{};                 // in it
+        std::vector<int32_t> drafts;          // guesses of what follows `tokens`
+        int64_t drafted = 0, accepted = 0;    // so far
         int64_t reused = 0;                   // by its first admission
         bool begun = false;                   // has been admitted before
         bool told = false;                    // has had its first event
+        bool done = false;                    // has had its last
         std::vector<TokenLogprobs> prompt;    // so far
 
         [[nodiscard]] int64_t length() const { return static_cast<int64_t>(tokens.size()); }
         [[nodiscard]] int64_t past() const { return cache ? cache->length() : 0; }
         [[nodiscard]] int64_t remaining() const { return length() - past(); }  // 1 when decoding
         [[nodiscard]] int64_t prompt_length() const { return static_cast<int64_t>(request.prompt.size()); }
-        [[nodiscard]] bool samples() const { return past() + rows == length(); }  // in the batch being built
+        // Of the batch being built:
+        [[nodiscard]] bool samples() const { return past() + rows >= length(); }
+        [[nodiscard]] int64_t checked() const { return std::max<int64_t>(past() + rows - length(), 0); }  // rows of drafts
     };
     using Sequences = std::vector<std::unique_ptr<Sequence>>;
 
@@ -143,6 +161,7 @@ private:
 
     static void insert(Sequences& sequences, std::unique_ptr<Sequence> sequence);
     void schedule();
+    void drop_drafts(int64_t rows);
     int64_t schedule_running(int64_t rows, bool decoding);
     void admit(int64_t rows);
     void begin(Sequence& sequence);
@@ -150,19 +169,32 @@ private:
     [[nodiscard]] bool make_room(Sequence& sequence, int64_t rows, bool may_preempt);
     void preempt_last();
     [[nodiscard]] AttentionForm form_of(const Sequence& sequence) const;
-    // What a batch says: logits [sampled, vocab], or, where nobody needs them, the most probable token of each.
+    [[nodiscard]] std::vector<Sequence*> next_batch();
+    [[nodiscard]] Batch build(Context& cx, std::span<Sequence* const> batch);
+    [[nodiscard]] Tensor forward(Context& cx, Batch built, std::span<Sequence* const> batch);
+    [[nodiscard]] std::vector<TokenEvent> sample_all(Context& cx, const Batch& built, std::span<Sequence* const> batch,
+                                                     Tensor& hidden);
+    // What a batch says: logits [answers, vocab], or, where nobody needs them, the most probable token of each.
     struct Answers {
         std::vector<float> logits;
         std::vector<Sample> best;
     };
-    [[nodiscard]] Answers run(std::span<Sequence* const> batch, std::span<Sequence* const> sampled);
-    [[nodiscard]] Answers read_best(Context& cx, const Batch& batch, std::span<const int32_t> last_rows);
+    [[nodiscard]] std::vector<float> read_logits(Context& cx, const Tensor& hidden, std::span<const int32_t> rows);
+    [[nodiscard]] std::vector<float> read_back(const Tensor& logits);
+    [[nodiscard]] bool wants_best_only(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const;
     [[nodiscard]] bool wants_best_only(const Sequence& sequence) const;
+    [[nodiscard]] Answers read_best(Context& cx, const Batch& batch, std::span<const int32_t> last_rows);
     void score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);
+    void sample_rows(Sequence& sequence, const Answers& answers, size_t first, std::vector<TokenEvent>& events);
     [[nodiscard]] TokenEvent next_event(Sequence& sequence, const Answers& answers, size_t index);
     void sample_next(Sequence& sequence, const Answers& answers, size_t index, TokenEvent& event);
     [[nodiscard]] TokenMask mask_of(const Sequence& sequence) const;
-    void retire(int64_t request);
+    // infer/speculative.cpp
+    [[nodiscard]] int64_t useful_drafts(const Sequence& sequence) const;
+    void draft(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);
+    void draft_next(Context& cx, int64_t depth, const Tensor& y, std::span<Sequence* const> drafting,
+                    std::span<const int32_t> last_rows);
+    void add_draft(Sequence& sequence, std::span<const float> logits) const;
 };
 
 // The cheaper form of MLA for `queries` new tokens behind `past` cached ones, by multiply-adds (V2 2.1.2; the figures count

@@ -9,17 +9,32 @@ namespace fathom {
 void Engine::schedule() {
     const int64_t preempted = counters_.preemptions;
     int64_t rows = options_.max_batch_rows;
+    drop_drafts(rows);
     rows = schedule_running(rows, true);
     rows = schedule_running(rows, false);
     if (counters_.preemptions == preempted) admit(rows);
+}
+
+// Everybody's next token comes before anybody's guess.
+void Engine::drop_drafts(int64_t rows) {
+    int64_t spare = rows;
+    for (const auto& sequence : running_) spare -= sequence->remaining() == 1 ? 1 : 0;
+    for (const auto& sequence : running_) {
+        if (std::ssize(sequence->drafts) > spare) sequence->drafts.clear();
+        spare -= std::ssize(sequence->drafts);
+    }
 }
 
 // Returns how many rows of the batch are left.
 int64_t Engine::schedule_running(int64_t rows, bool decoding) {
     for (size_t i = 0; i < running_.size(); ++i) {
         Sequence& sequence = *running_[i];
-        const int64_t count = rows_of(sequence, rows);
+        int64_t count = rows_of(sequence, rows);
         if (sequence.rows > 0 || count == 0 || (cache_ && (sequence.remaining() == 1) != decoding)) continue;
+        if (!sequence.drafts.empty() && !sequence.cache->reserve(count)) {  // nobody makes room for a guess
+            sequence.drafts.clear();
+            count = rows_of(sequence, rows);
+        }
         if (!make_room(sequence, count, true)) break;  // it was the youngest and gave way itself
         sequence.rows = count;
         rows -= count;
@@ -62,7 +77,10 @@ void Engine::begin(Sequence& sequence) {
 // Rows the sequence gets when the batch has room for `rows`. Without a cache it needs all of them, however many: the first one
 // always fits.
 int64_t Engine::rows_of(const Sequence& sequence, int64_t rows) const {
-    if (cache_) return std::min({sequence.remaining(), options_.prefill_chunk, std::max<int64_t>(rows, 0)});
+    if (cache_) {
+        return std::min(
+            {sequence.remaining() + std::ssize(sequence.drafts), options_.prefill_chunk, std::max<int64_t>(rows, 0)});
+    }
     return rows == options_.max_batch_rows || sequence.length() <= rows ? sequence.length() : 0;
 }
 
@@ -87,6 +105,7 @@ void Engine::preempt_last() {
     ++counters_.preemptions;
     Sequence& sequence = *running_.back();
     sequence.cache.reset();
+    sequence.drafts.clear();
     sequence.rows = 0;
     insert(waiting_, std::move(running_.back()));
     running_.pop_back();
