@@ -38,7 +38,7 @@ void to_gguf(const ConvertOptions& options, Device& device) {
 }
 
 void to_folder(const ConvertOptions& options, Device& device) {
-    LoadOptions load{.dtype = dtype_of(options.dtype), .with_mtp = true, .pack = false};
+    LoadOptions load{.dtype = dtype_of(options.dtype), .head = HeadKind::kAny, .with_mtp = true, .pack = false};
     const bool from_gguf = is_gguf(options.from);
     if (from_gguf && !load.dtype) load.dtype = DType::kBF16;
     const LoadedModel loaded = load_model(options.from, device.ops(), load);

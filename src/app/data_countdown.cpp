@@ -1,11 +1,13 @@
 // `fathom data countdown`: a task whose answers can be verified, generated: questions, and demonstrations of a chosen quality.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "app/verb.h"
@@ -29,7 +31,22 @@ struct Options {
 struct Question {
     Json record;               // prompt, and what the rewards need
     std::string right, wrong;  // demonstrations
+    std::string near_miss;     // of a sum in words: the right one with another result
+    CountdownTask task;        // of a countdown
 };
+
+// `text` with every number a in the place of b and the other way round.
+std::string with_exchanged(const std::string& text, int64_t a, int64_t b) {
+    const std::string from = std::to_string(a), to = std::to_string(b);
+    std::string result;
+    for (size_t i = 0; i < text.size();) {
+        const size_t end = std::min(text.find_first_not_of("0123456789", i), text.size());
+        const std::string number = text.substr(i, end - i);
+        result += number.empty() ? text.substr(i, 1) : number == from ? to : number == to ? from : number;
+        i = std::max(end, i + 1);
+    }
+    return result;
+}
 
 // A legal expression over the same numbers with another value: what a model writes that knows the form, not the art.
 std::string wrong_expression(const CountdownTask& task, const CountdownRules& rules, Rng& rng) {
@@ -42,7 +59,30 @@ std::string wrong_expression(const CountdownTask& task, const CountdownRules& ru
     return std::to_string(rules.largest + 1);
 }
 
-Question make_question(const Options& options, Rng& rng) {
+// The solution with one operator changed, or two numbers exchanged, whose value is another: what a judge must compute to tell
+// from the right one. Empty where every such change is illegal or right, too.
+std::string near_miss(const CountdownTask& task, Rng& rng) {
+    std::vector<std::string> found;
+    const auto keep = [&](const std::string& text) {
+        if (judge_countdown(text, task.nums, task.target) == CountdownVerdict::kLegal) found.push_back(text);
+    };
+    const std::string& solution = task.solution;
+    constexpr std::string_view kOperators = "+-*/";
+    for (size_t i = 0; i < solution.size(); ++i) {
+        if (kOperators.find(solution[i]) == kOperators.npos) continue;
+        for (const char other : kOperators) {
+            std::string text = solution;
+            text[i] = other;
+            if (other != solution[i]) keep(text);
+        }
+    }
+    for (size_t i = 0; i < task.nums.size(); ++i)
+        for (size_t j = i + 1; j < task.nums.size(); ++j) keep(with_exchanged(solution, task.nums[i], task.nums[j]));
+    return found.empty() ? std::string() : found[rng.below(found.size())];
+}
+
+// `misses` draws near misses alone, so that questions do not depend on them.
+Question make_question(const Options& options, Rng& rng, Rng& misses) {
     if (options.task == "words") {
         const WordTask task = make_word_arithmetic(options.steps, options.rules.largest, rng);
         const auto write = [&](int64_t answer) {
@@ -51,40 +91,53 @@ Question make_question(const Options& options, Rng& rng) {
         const auto off = static_cast<int64_t>(1 + rng.below(9));
         return {{{"prompt", task.question + "\n"}, {"answer", std::to_string(task.answer)}},
                 write(task.answer),
-                write(task.answer + off)};
+                write(task.answer + off),
+                write(task.answer + (misses.below(2) == 0 ? off : -off)),
+                {}};
     }
-    const CountdownTask task = make_countdown(options.rules, rng);
+    CountdownTask task = make_countdown(options.rules, rng);
     const std::string prompt = fmt::format("{} -> {}: ", fmt::join(task.nums, " "), task.target);
-    return {{{"prompt", prompt}, {"nums", task.nums}, {"target", task.target}},
-            task.solution,
-            wrong_expression(task, options.rules, rng)};
+    std::string wrong = wrong_expression(task, options.rules, rng);
+    return {{{"prompt", prompt}, {"nums", task.nums}, {"target", task.target}}, task.solution, std::move(wrong), "", task};
 }
 
 void countdown(const Options& options) {
     if (options.task != "countdown" && options.task != "words")
         throw Error(ErrorKind::kUsage, fmt::format("--task {}: it must be countdown or words", options.task));
-    Rng rng(static_cast<uint64_t>(options.seed), 0xC0);
+    Rng rng(static_cast<uint64_t>(options.seed), 0xC0), misses(static_cast<uint64_t>(options.seed), 0xC1);
+    Rng held_out(static_cast<uint64_t>(options.seed), 0xC2);
+    const auto demonstration = [&](const Question& question, Rng& draws) {
+        return draws.uniform() < options.correct ? question.right : question.wrong;
+    };
     std::set<std::string> seen;
-    std::string sft, train, valid, text;
+    std::string sft, valid_sft, train, valid, text, pairs, valid_pairs;
     for (int64_t made = 0, attempts = 0; made < options.valid + options.train; ++attempts) {
         if (attempts > 100 * (options.valid + options.train) + 10'000) {
             throw Error(ErrorKind::kUsage,
                         fmt::format("only {} different questions were found: ask for fewer, or raise --largest", made));
         }
-        const Question question = make_question(options, rng);
+        Question question = make_question(options, rng, misses);
         const std::string prompt = question.record["prompt"];
         if (!seen.insert(prompt).second) continue;
         (made < options.valid ? valid : train) += question.record.dump() + "\n";
-        if (made++ < options.valid) continue;
-        const std::string& said = rng.uniform() < options.correct ? question.right : question.wrong;
-        sft += Json{{"prompt", prompt}, {"completion", said}}.dump() + "\n";
-        text += prompt + said + "\n";
+        if (!question.task.nums.empty()) question.near_miss = near_miss(question.task, misses);
+        if (!question.near_miss.empty()) {
+            (made < options.valid ? valid_pairs : pairs) +=
+                Json{{"prompt", prompt}, {"chosen", question.right}, {"rejected", question.near_miss}}.dump() + "\n";
+        }
+        const bool trains = made++ >= options.valid;
+        const std::string said = demonstration(question, trains ? rng : held_out);
+        (trains ? sft : valid_sft) += Json{{"prompt", prompt}, {"completion", said}}.dump() + "\n";
+        if (trains) text += prompt + said + "\n";
     }
     fs::create_directories(options.out);
     const fs::path out(options.out);
     write_text_atomically(out / "sft.jsonl", sft);
+    write_text_atomically(out / "sft-valid.jsonl", valid_sft);
     write_text_atomically(out / "train.jsonl", train);
     write_text_atomically(out / "valid.jsonl", valid);
+    write_text_atomically(out / "pairs.jsonl", pairs);
+    write_text_atomically(out / "pairs-valid.jsonl", valid_pairs);
     write_text_atomically(out / "text.txt", text);
     fmt::print("{}: {} questions to train on, {} held out\n", options.out, options.train, options.valid);
 }
@@ -98,8 +151,10 @@ void add_data_countdown(CLI::App& data) {
         "Examples:\n"
         "  fathom data countdown --out runs/countdown/data --count 3 --largest 30\n"
         "  fathom data countdown --task words --steps 4 --out runs/words/data\n"
-        "Writes train.jsonl and valid.jsonl (questions, none in both), sft.jsonl (demonstrations for train's) and text.txt\n"
-        "(the same as plain text, for `fathom tokenizer train`).");
+        "Writes train.jsonl and valid.jsonl (questions, none in both), sft.jsonl and sft-valid.jsonl (their demonstrations),\n"
+        "text.txt (sft.jsonl as plain text, for `fathom tokenizer train`), and pairs.jsonl and pairs-valid.jsonl (right "
+        "answers\n"
+        "against near misses of the same length, for `fathom reward`).");
     verb->add_option("--out", options->out, "folder to write to")->required()->type_name("DIR");
     verb->add_option("--task", options->task, "countdown, or words: sums told in words")->type_name("TASK");
     verb->add_option("--count", options->rules.count, "numbers of a countdown")->check(CLI::Range(2, 6))->type_name("N");

@@ -36,6 +36,7 @@ constexpr Verb kVerbs[] = {
     {"Data", add_tokenizer},
     {"Train", add_train},
     {"Train", add_sft},
+    {"Train", add_reward},
     {"Train", add_grpo},
     {"Train", add_distill},
     {"Train", add_rejection_sample},

@@ -24,7 +24,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
     ModelOptions model;
-    std::string prompts, out, chat_format = "auto";
+    std::string prompts, out, reward_model, chat_format = "auto";
     std::vector<std::string> rewards{"math"}, program;
     int64_t n = 1, limit = 0, max_prompt = 512, max_new_tokens = 256, best = 0, seed = 0, batch = 64;
     double temperature = 1, top_p = 1, min_reward = 1, timeout = 10;
@@ -51,9 +51,10 @@ public:
         RewardOptions how;
         how.max_completion_length = options.max_new_tokens;
         how.program = options.program;
+        how.model = options.reward_model;
         how.program_dir = std::filesystem::temp_directory_path();
         how.timeout = std::chrono::milliseconds(static_cast<int64_t>(options.timeout * 1000));
-        for (const std::string& name : options.rewards) rewards_.push_back(make_reward(name, how));
+        for (const std::string& name : options.rewards) rewards_.push_back(make_reward(name, how, &model_.ops()));
         TrainConfig names;
         names.model.config = model_.config();
         names.model.init_from = options.model.model;
@@ -141,7 +142,7 @@ private:
         std::vector<size_t> order(judged.rewards.size());
         for (size_t i = 0; i < order.size(); ++i) order[i] = i;
         const auto worth = [&](size_t i) { return std::isnan(judged.rewards[i]) ? -INFINITY : judged.rewards[i]; };
-        std::ranges::stable_sort(order, std::ranges::greater{}, worth);
+        if (options_.best > 0) std::ranges::stable_sort(order, std::ranges::greater{}, worth);  // else as they were sampled
         int64_t full = 0;
         for (size_t i = 0; i < order.size(); ++i) {
             full += worth(i) >= options_.min_reward ? 1 : 0;
@@ -219,12 +220,14 @@ void add_rejection_sample(CLI::App& app, Globals& globals) {
         ->check(CLI::Range(0, 1 << 16))
         ->type_name("N");
     verb->add_option("--min-reward", options->min_reward, "from here on an answer has passed")->type_name("R");
-    verb->add_option("--reward", options->rewards, "math, countdown, format, length, language, program; may be repeated")
+    verb->add_option("--reward", options->rewards, "math, countdown, format, length, language, model, program; may be repeated")
         ->allow_extra_args(false)
         ->type_name("NAME");
     verb->add_option("--reward-program", options->program, "command and arguments, for --reward program")
         ->allow_extra_args(false)
         ->type_name("WORD");
+    verb->add_option("--reward-model", options->reward_model, "checkpoint of fathom reward train, for --reward model")
+        ->type_name("DIR");
     verb->add_option("--reward-timeout", options->timeout, "seconds")->check(CLI::Range(0.001, 1e6))->type_name("S");
     verb->add_option("--limit", options->limit, "only the first prompts; 0: all")
         ->check(CLI::Range(0, 1 << 30))

@@ -39,6 +39,7 @@ void add_eval(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
 void add_sft(CLI::App& app, Globals& globals);
 void add_grpo(CLI::App& app, Globals& globals);
+void add_reward(CLI::App& app, Globals& globals);
 void add_distill(CLI::App& app, Globals& globals);
 void add_rejection_sample(CLI::App& app, Globals& globals);
 void add_compare_samples(CLI::App& app, Globals& globals);

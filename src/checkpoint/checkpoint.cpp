@@ -161,6 +161,17 @@ bool has_mtp_tensors(const SafetensorsFolder& files, const ModelConfig& config) 
     return std::ranges::any_of(names, [&](const std::string& name) { return name.starts_with(prefix); });
 }
 
+void check_kind(const ModelConfig& config, const LoadOptions& options, const std::filesystem::path& directory) {
+    const HeadKind kind = config.num_labels > 0 ? HeadKind::kLabels : HeadKind::kVocabulary;
+    if (options.head == HeadKind::kAny || options.head == kind) return;
+    throw Error(
+        ErrorKind::kInput,
+        fmt::format("{}: {}", directory.string(),
+                    kind == HeadKind::kVocabulary
+                        ? "is a language model, which scores nothing: train a reward model from it by fathom reward train"
+                        : "is a reward model, which writes nothing: use it by fathom reward score, or in fathom grpo"));
+}
+
 // What a save writes for one name.
 struct SavedTensor {
     TensorSpec spec;
@@ -222,6 +233,7 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
     }
     LoadedModel loaded;
     loaded.config = ModelConfig::load(directory);
+    check_kind(loaded.config, options, directory);
     loaded.files = std::make_unique<SafetensorsFolder>(directory);
     if (!options.with_mtp || !has_mtp_tensors(*loaded.files, loaded.config)) loaded.config.num_nextn_predict_layers = 0;
     if (options.dtype) {  // what a save will write

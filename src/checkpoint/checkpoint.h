@@ -15,10 +15,17 @@ namespace fathom {
 
 inline constexpr int64_t kFullNanCheckBytes = int64_t{1} << 30;
 
+enum class HeadKind : uint8_t {
+    kVocabulary,  // a language model
+    kLabels,      // a classifier, such as a reward model
+    kAny,
+};
+
 struct LoadOptions {
-    std::optional<DType> dtype;  // kF32 or kBF16: convert every matrix and norm; absent: as stored, without a copy
-    bool with_mtp = false;       // also load the multi-token prediction modules, when the files have them
-    bool check_nan = true;       // of files above kFullNanCheckBytes only the beginning of each tensor
+    std::optional<DType> dtype;             // kF32 or kBF16: convert every matrix and norm; absent: as stored, without a copy
+    HeadKind head = HeadKind::kVocabulary;  // what the folder must hold
+    bool with_mtp = false;                  // also load the multi-token prediction modules, when the files have them
+    bool check_nan = true;                  // of files above kFullNanCheckBytes only the beginning of each tensor
     // Quantized matrices as the device likes them. Without, they stay as in the file (for converting), and kv_b_proj is whole.
     bool pack = true;
 };

@@ -58,19 +58,23 @@ std::vector<ChatMessage> as_messages(const Json& value, Role role) {
     return parse_messages(value);
 }
 
+// A prompt and what answers it.
+std::vector<ChatExample> answer_examples(const Json& prompt, const Json& answer, const ChatFormat& format,
+                                         const Tokenizer& tokenizer) {
+    if (prompt.is_string() && answer.is_string())
+        return {completion_example(prompt.get<std::string>(), answer.get<std::string>(), tokenizer)};
+    std::vector<ChatMessage> messages = as_messages(prompt, Role::kUser);
+    const std::vector<ChatMessage> reply = as_messages(answer, Role::kAssistant);
+    messages.insert(messages.end(), reply.begin(), reply.end());
+    return chat_examples(messages, format, tokenizer);
+}
+
 // The examples of one line.
 std::vector<ChatExample> parse_example(const Json& line, const ChatFormat& format, const Tokenizer& tokenizer) {
     if (!line.is_object()) fail("must be a JSON object");
     if (line.contains("messages")) return chat_examples(parse_messages(line["messages"]), format, tokenizer);
-    if (line.contains("prompt") && line.contains("completion")) {
-        const Json &prompt = line["prompt"], &completion = line["completion"];
-        if (prompt.is_string() && completion.is_string())
-            return {completion_example(prompt.get<std::string>(), completion.get<std::string>(), tokenizer)};
-        std::vector<ChatMessage> messages = as_messages(prompt, Role::kUser);
-        const std::vector<ChatMessage> reply = as_messages(completion, Role::kAssistant);
-        messages.insert(messages.end(), reply.begin(), reply.end());
-        return chat_examples(messages, format, tokenizer);
-    }
+    if (line.contains("prompt") && line.contains("completion"))
+        return answer_examples(line["prompt"], line["completion"], format, tokenizer);
     if (line.contains("instruction") && line.contains("output")) {
         std::string user = text_field(line, "instruction", "line");
         if (const std::string input = text_field(line, "input", "line"); !input.empty()) user += "\n\n" + input;
@@ -180,6 +184,11 @@ ChatExample completion_example(std::string_view prompt, std::string_view complet
     append(example, tokenizer.encode(completion, false), true);
     if (const auto eos = tokenizer.eos_id()) append(example, {*eos}, true);
     return example;
+}
+
+std::vector<int32_t> conversation_tokens(const Json& prompt, const Json& answer, const ChatFormat& format,
+                                         const Tokenizer& tokenizer) {
+    return answer_examples(prompt, answer, format, tokenizer).back().tokens;
 }
 
 ChatExamples read_chat_examples(std::span<const std::filesystem::path> files, const ChatFormat& format,

@@ -37,6 +37,11 @@ struct ChatExample {
 // Plain text: [BOS] prompt completion EOS, the completion and EOS learned.
 [[nodiscard]] ChatExample completion_example(std::string_view prompt, std::string_view completion, const Tokenizer& tokenizer);
 
+// A prompt with one answer, both texts or lists of messages, as one sequence that ends with the answer: what was learned last
+// in the examples above. Throws Error{kInput} where there is no answer.
+[[nodiscard]] std::vector<int32_t> conversation_tokens(const nlohmann::json& prompt, const nlohmann::json& answer,
+                                                       const ChatFormat& format, const Tokenizer& tokenizer);
+
 struct ChatExamplesOptions {
     int64_t max_length = 0;  // tokens; longer examples are cut there, or left out
     bool drop_overlong = false;

@@ -111,13 +111,19 @@ public:
     std::optional<int64_t> bos_token_id;
     std::vector<int64_t> eos_token_id;  // any of these ends a text; files hold a number or a list
     std::optional<int64_t> pad_token_id;
-    bool tie_word_embeddings = false;      // lm_head is model.embed_tokens
+    bool tie_word_embeddings = false;  // lm_head is model.embed_tokens
+    // Of a classifier (architectures: ["DeepseekV3ForSequenceClassification"]): rows of `score.weight`, which takes the place
+    // of lm_head. A reward model has one. 0: a language model. Files count them in id2label or num_labels.
+    int64_t num_labels = 0;
     std::string torch_dtype = "bfloat16";  // bfloat16, float16 or float32; `dtype` in files of transformers 5
     std::optional<QuantizationConfig> quantization_config;
 
     [[nodiscard]] bool mla() const { return kv_lora_rank > 0; }
     // Whether layer `index` is a mixture of experts; MTP modules are layers num_hidden_layers, num_hidden_layers + 1, ...
     [[nodiscard]] bool moe_layer(int64_t index) const;
+    // Numbers that the head says of a state.
+    [[nodiscard]] int64_t head_size() const { return num_labels > 0 ? num_labels : vocab_size; }
+    [[nodiscard]] bool tied_head() const { return tie_word_embeddings && num_labels == 0; }
     // Whether routers hold mlp.gate.e_score_correction_bias.
     [[nodiscard]] bool correction_bias() const { return topk_method == TopkMethod::kNoauxTc; }
     // Per head: width of queries and keys, its rotated part (all of it in V1), width of values.

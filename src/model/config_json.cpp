@@ -17,6 +17,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kMaxDepth = 64;  // of nesting; writing JSON recurses
+constexpr std::string_view kClassifier = "ForSequenceClassification";
+constexpr int64_t kMostLabels = 1 << 16;
 
 [[noreturn]] void fail(std::string sentence) { throw Error(ErrorKind::kInput, std::move(sentence)); }
 
@@ -225,6 +227,19 @@ void read_tokens(ModelConfig& c, const Reader& in) {
     if (c.pad_token_id == -1) c.pad_token_id.reset();  // an older way to say none
 }
 
+// A head of labels in the place of the vocabulary's. Where the file does not count them, transformers takes two.
+void read_labels(ModelConfig& c, const Reader& in) {
+    const Json* architectures = in.find("architectures");
+    if (architectures == nullptr || !architectures->is_array()) return;
+    const bool classifier = std::ranges::any_of(
+        *architectures, [](const Json& name) { return name.is_string() && name.get<std::string>().ends_with(kClassifier); });
+    if (!classifier) return;
+    const Json* names = in.find("id2label");
+    c.num_labels = names != nullptr && names->is_object() ? std::ssize(*names) : in.integer("num_labels").value_or(2);
+    if (c.num_labels < 1 || c.num_labels > kMostLabels)
+        fail(fmt::format("num_labels must be 1 to {}, not {}", kMostLabels, c.num_labels));
+}
+
 // Writes the fields in which `now` differs from `before`; all that apply when there is no before.
 class Writer {
 public:
@@ -253,12 +268,28 @@ private:
     }
 
     void write_names() {
-        if (before_ == nullptr) {
+        if (before_ == nullptr || differs(&ModelConfig::num_labels)) {
             const std::string_view family = is_v1(now_) ? "Deepseek" : is_v2(now_) ? "DeepseekV2" : "DeepseekV3";
-            set("architectures", Json::array({fmt::format("{}ForCausalLM", family)}));
-            set("hidden_act", "silu");
+            set("architectures", Json::array({fmt::format("{}{}", family, now_.num_labels > 0 ? kClassifier : "ForCausalLM")}));
         }
+        if (before_ == nullptr) set("hidden_act", "silu");
         if (differs(&ModelConfig::model_type)) set("model_type", now_.model_type);
+        if (differs(&ModelConfig::num_labels)) write_labels();
+    }
+
+    // As transformers does: the names' number is what counts.
+    void write_labels() {
+        for (const char* key : {"num_labels", "id2label", "label2id"}) object_.erase(key);
+        if (now_.num_labels == 0) return;
+        Json names = Json::object(), ids = Json::object();
+        for (int64_t i = 0; i < now_.num_labels; ++i) {
+            const std::string name = fmt::format("LABEL_{}", i);
+            names[std::to_string(i)] = name;
+            ids[name] = i;
+        }
+        set("num_labels", now_.num_labels);
+        set("id2label", std::move(names));
+        set("label2id", std::move(ids));
     }
 
     void write_tables() {
@@ -407,6 +438,7 @@ ModelConfig ModelConfig::parse(std::string_view json_text) {
         read_router(c, in);
         read_rope(c, in);
         read_tokens(c, in);
+        read_labels(c, in);
         read_storage(c, in);
         if (const auto act = in.text("hidden_act"); act.value_or("silu") != "silu")
             fail(fmt::format("hidden_act \"{}\" is not supported: only silu is", *act));

@@ -63,7 +63,7 @@ DeepSeek::DeepSeek(const ModelConfig& config)
       inv_freq_(rope_frequencies(config)),
       embed_tokens_(config.vocab_size, config.hidden_size),
       norm_(config.hidden_size, config.rms_norm_eps),
-      lm_head_(config.vocab_size, config.hidden_size) {
+      lm_head_(config.head_size(), config.hidden_size) {
     for (int64_t i = 0; i < config_.num_hidden_layers; ++i) layers_.push_back(make_block(i));
     for (int64_t i = 0; i < config_.num_nextn_predict_layers; ++i) {
         mtp_.emplace_back(config_.hidden_size, config_.rms_norm_eps, make_block(config_.num_hidden_layers + i));
@@ -79,7 +79,7 @@ void DeepSeek::visit(const ParamVisitor& visitor) {
     embed_tokens_.visit(names.in("model.embed_tokens"));
     for (size_t i = 0; i < layers_.size(); ++i) layers_[i].visit(names.in(layer_prefix(static_cast<int64_t>(i))));
     norm_.visit(names.in("model.norm"));
-    if (!config_.tie_word_embeddings) lm_head_.visit(names.in("lm_head"));
+    if (!config_.tied_head()) lm_head_.visit(names.in(config_.num_labels > 0 ? "score" : "lm_head"));
     for (size_t i = 0; i < mtp_.size(); ++i)
         mtp_[i].visit(names.in(layer_prefix(config_.num_hidden_layers + static_cast<int64_t>(i))));
 }

@@ -43,7 +43,7 @@ public:
     // dhidden [n, hidden_size] -> gradients of all parameters below the head.
     void backward(Context& cx, const Tensor& dhidden, const Saved& saved) const;
 
-    [[nodiscard]] Head head() const { return Head(config_.tie_word_embeddings ? embed_tokens_ : lm_head_); }
+    [[nodiscard]] Head head() const { return Head(config_.tied_head() ? embed_tokens_ : lm_head_); }
     [[nodiscard]] Tensor logits(Context& cx, const Tensor& hidden) const { return head().logits(cx, hidden); }
 
     // MTP module `depth` (0-based) on the state one depth earlier; tokens_ahead [n] i32 = the token depth + 1 further on.
@@ -71,7 +71,7 @@ private:
     Linear embed_tokens_;          // [vocab, hidden]: a table, and the head's matrix when tied
     std::vector<Block> layers_;
     RmsNorm norm_;
-    Linear lm_head_;  // [vocab, hidden]; unused when tied
+    Linear lm_head_;  // [vocab, hidden], unused when tied; of a classifier `score`, [num_labels, hidden]
     std::vector<Mtp> mtp_;
 
     [[nodiscard]] Block make_block(int64_t layer) const;

@@ -33,7 +33,7 @@ double attention_flops(const ModelConfig& c, double keys, AttentionForm form) {
 FlopCount count_flops(const ModelConfig& c, double keys, AttentionForm form) {
     FlopCount n;
     const double attention = attention_flops(c, keys, form);
-    n.head = 2 * static_cast<double>(c.hidden_size * c.vocab_size);
+    n.head = 2 * static_cast<double>(c.hidden_size * c.head_size());
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) {
         n.layers += layer_flops(c, i);
         n.attention += attention;

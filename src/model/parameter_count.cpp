@@ -43,7 +43,7 @@ void add_layer(ParameterCount& n, const ModelConfig& c, int64_t index) {
 ParameterCount count_parameters(const ModelConfig& c) {
     ParameterCount n;
     n.embedding = c.vocab_size * c.hidden_size;
-    n.head = c.tie_word_embeddings ? 0 : n.embedding;
+    n.head = c.tied_head() ? 0 : c.head_size() * c.hidden_size;
     for (int64_t i = 0; i < c.num_hidden_layers; ++i) add_layer(n, c, i);
     n.norms += c.hidden_size;
     for (int64_t k = 0; k < c.num_nextn_predict_layers; ++k) {

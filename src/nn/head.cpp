@@ -20,6 +20,11 @@ Tensor gradient_of(Context& cx, const Tensor& y) {
 
 }  // namespace
 
+void Head::logits_backward(Context& cx, const Tensor& dhidden, const Tensor& dlogits, const Tensor& hidden) const {
+    cx.ops.matmul_wgrad(lm_head_.weight.grad, dlogits, hidden);
+    cx.ops.matmul_dgrad(dhidden, dlogits, lm_head_.weight.weight);
+}
+
 void Head::loss(Context& cx, const Tensor& loss, const Tensor& hidden, const Tensor& targets) const {
     for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
         const ArenaScope scope(cx.scratch);
@@ -36,8 +41,7 @@ void Head::loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhid
         const Tensor y = logits(cx, x), dy = gradient_of(cx, y);
         cx.ops.cross_entropy(loss.slice(0, begin, end), y, t);
         cx.ops.cross_entropy_backward(dy, y, t, scale);
-        cx.ops.matmul_wgrad(lm_head_.weight.grad, dy, x);
-        cx.ops.matmul_dgrad(dhidden.slice(0, begin, end), dy, lm_head_.weight.weight);
+        logits_backward(cx, dhidden.slice(0, begin, end), dy, x);
     });
 }
 
@@ -58,8 +62,7 @@ void Head::logprob_backward(Context& cx, const Tensor& dhidden, const Tensor& hi
         const auto cut = [&](const Tensor& x) { return x ? x.slice(0, begin, end) : x; };
         const Tensor x = cut(hidden), y = logits(cx, x), dy = gradient_of(cx, y);
         cx.ops.token_logprob_backward(dy, y, cut(targets), cut(allowed), cut(dlogprob), temperature);
-        cx.ops.matmul_wgrad(lm_head_.weight.grad, dy, x);
-        cx.ops.matmul_dgrad(cut(dhidden), dy, lm_head_.weight.weight);
+        logits_backward(cx, cut(dhidden), dy, x);
     });
 }
 
@@ -69,11 +72,11 @@ void Head::divergence_and_gradient(Context& cx, const Tensor& loss, const Tensor
     for_row_chunks(hidden.dim(0), [&](int64_t begin, int64_t end) {
         const ArenaScope scope(cx.scratch);
         const auto cut = [&](const Tensor& of) { return of.slice(0, begin, end); };
-        const Tensor x = cut(hidden), y = logits(cx, x), q = teacher.logits(cx, cut(teacher_hidden));
+        const Tensor x = cut(hidden), y = logits(cx, x), q = teacher.logits(cx, cut(teacher_hidden)), dy = gradient_of(cx, y);
         cx.ops.kl_divergence(cut(loss), y, q, cut(targets), reverse);
         cx.ops.kl_divergence_backward(y, y, q, cut(targets), reverse, scale);
-        cx.ops.matmul_wgrad(lm_head_.weight.grad, y, x);
-        cx.ops.matmul_dgrad(cut(dhidden), y, lm_head_.weight.weight);
+        if (dy.dtype != y.dtype) cx.ops.copy(dy, y);
+        logits_backward(cx, cut(dhidden), dy, x);
     });
 }
 

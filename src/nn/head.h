@@ -19,6 +19,10 @@ public:
     void loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden, const Tensor& hidden, const Tensor& targets,
                            double scale) const;
 
+    // dlogits [n, vocab], of the compute type -> dhidden [n, d]; accumulates the head's gradient. All that a classifier's
+    // scores need, its logits being few.
+    void logits_backward(Context& cx, const Tensor& dhidden, const Tensor& dlogits, const Tensor& hidden) const;
+
     // Of a policy: log-probability of the targets, and entropy [n] unless absent (Ops::token_logprob).
     void logprob(Context& cx, const Tensor& logprob, const Tensor& entropy, const Tensor& hidden, const Tensor& targets,
                  const Tensor& allowed, double temperature) const;

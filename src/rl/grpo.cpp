@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/shuffle.h"
+#include "rl/token_budget.h"
 
 namespace fathom {
 namespace {
@@ -62,7 +63,7 @@ Grpo::Grpo(const GrpoConfig& config, DeepSeek& model, DeepSeek* reference, Ops& 
       learner_(config.train, model, ops, deterministic),
       order_(std::ssize(prompts_), config.train.job.seed) {
     check(config.loss.beta == 0 || reference != nullptr, "Grpo: beta needs a reference");
-    for (const std::string& name : config.reward_funcs) rewards_.push_back(make_reward(name, config.reward));
+    for (const std::string& name : config.reward_funcs) rewards_.push_back(make_reward(name, config.reward, &ops));
     buffer_.uses = config.uses();  // nothing sampled yet
 }
 
@@ -225,19 +226,16 @@ bool Grpo::teaches(const Rollout& rollout) const {
 // move nothing.
 std::vector<std::vector<const Rollout*>> Grpo::batches_of(Group rollouts) const {
     const bool all = config_.loss.beta > 0 || !config_.train.balance.losses.empty();
-    const int64_t most = config_.train.data.sequence_length * config_.train.training.rows_per_batch;
-    std::vector<std::vector<const Rollout*>> batches;
-    int64_t room = 0;
+    std::vector<const Rollout*> chosen;
+    std::vector<int64_t> lengths;
     for (const Rollout* rollout : rollouts) {
         if (!teaches(*rollout) || (rollout->advantage == 0 && !all)) continue;
-        const int64_t length = std::ssize(rollout->tokens) - 1;
-        if (batches.empty() || length > room) {
-            batches.emplace_back();
-            room = most;
-        }
-        batches.back().push_back(rollout);
-        room -= length;
+        chosen.push_back(rollout);
+        lengths.push_back(std::ssize(rollout->tokens) - 1);
     }
+    std::vector<std::vector<const Rollout*>> batches;
+    for (const auto& [begin, end] : within_token_budget(lengths, config_.train.batch_tokens()))
+        batches.emplace_back(chosen.begin() + static_cast<ptrdiff_t>(begin), chosen.begin() + static_cast<ptrdiff_t>(end));
     return batches;
 }
 
@@ -311,7 +309,17 @@ void Grpo::train_on(Group rollouts, const PolicyNormalizer& over, Totals& totals
 StepMetrics Grpo::step() {
     StepMetrics generation;
     const auto begin = Clock::now();
-    if (buffer_.uses >= config_.uses()) generate(generation);
+    if (buffer_.uses >= config_.uses()) {
+        const BatchSource::State place = order_.state();
+        const uint64_t streams = buffer_.streams;
+        try {
+            generate(generation);
+        } catch (...) {  // Ctrl-C: what is saved now must sample the same questions again
+            order_.restore(place);
+            buffer_.streams = streams;
+            throw;
+        }
+    }
     const auto start = Clock::now();
     const size_t size = buffer_.rollouts.size() / static_cast<size_t>(config_.steps_per_generation);
     const size_t first = static_cast<size_t>(buffer_.uses % config_.steps_per_generation) * size;

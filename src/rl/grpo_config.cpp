@@ -63,6 +63,7 @@ void read_rewards(TomlSection& s, GrpoConfig& c, const std::filesystem::path& ba
     s.numbers("reward_weights", c.reward_weights, -1e6, 1e6);
     s.boolean("shuffle_rewards", c.shuffle_rewards);
     s.texts("reward_program", c.reward.program);
+    c.reward.model = s.path("reward_model", base);
     double seconds = 10;
     s.number("reward_timeout", seconds, 0.001, 1e6);
     c.reward.timeout = std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
@@ -74,7 +75,7 @@ void read_rewards(TomlSection& s, GrpoConfig& c, const std::filesystem::path& ba
     if (c.reward_funcs.empty()) fail_setting(s.full("reward_funcs"), "must name at least one reward");
     if (!c.reward_weights.empty() && c.reward_weights.size() != c.reward_funcs.size())
         fail_setting(s.full("reward_weights"), "must have one number per reward function");
-    for (const std::string& name : c.reward_funcs) (void)make_reward(name, c.reward);  // all of them can be made
+    for (const std::string& name : c.reward_funcs) check_reward(name, c.reward);
 }
 
 SectionReaders readers(GrpoConfig& config) {
@@ -100,7 +101,7 @@ GrpoConfig checked(GrpoConfig config) {
             fmt::format("{} tokens of prompt and completion are more than the model reads (max_position_embeddings = {})",
                         longest, train.model.config.max_position_embeddings));
     }
-    if (longest > train.data.sequence_length * train.training.rows_per_batch)
+    if (longest > train.batch_tokens())
         fail_setting("data.sequence_length", "times training.rows_per_batch must hold the longest prompt with its completion");
     if (config.loss.beta > 0 && config.reference_model.empty())
         fail_setting("grpo.reference_model", "is required for beta > 0 without model.init_from");

@@ -3,20 +3,19 @@
 #include <fmt/format.h>
 #include <algorithm>
 #include <numeric>
-#include <sstream>
 #include <utility>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/shuffle.h"
 #include "io/chat_examples.h"
+#include "rl/json_lines.h"
 
 namespace fathom {
 namespace {
 
-Prompt parse_prompt(const std::string& line, const Tokenizer& tokenizer, const ChatFormat& format, bool thinking) {
+Prompt parse_prompt(const nlohmann::json& line, const Tokenizer& tokenizer, const ChatFormat& format, bool thinking) {
     Prompt prompt;
-    prompt.record = nlohmann::json::parse(line);
+    prompt.record = line;
     const char* key = prompt.record.is_object() && prompt.record.contains("messages") ? "messages" : "prompt";
     if (!prompt.record.is_object() || !prompt.record.contains(key))
         throw Error(ErrorKind::kInput, R"(needs "prompt" (a text or a list of messages))");
@@ -39,25 +38,13 @@ Prompt parse_prompt(const std::string& line, const Tokenizer& tokenizer, const C
 PromptSet read_prompts(std::span<const std::filesystem::path> files, const Tokenizer& tokenizer, const ChatFormat& format,
                        bool thinking, int64_t max_length) {
     PromptSet result;
-    for (const auto& file : files) {
-        std::istringstream lines(read_text(file));
-        std::string line;
-        for (int64_t number = 1; std::getline(lines, line); ++number) {
-            if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-            const std::string where = fmt::format("{}:{}", file.string(), number);
-            try {
-                Prompt prompt = parse_prompt(line, tokenizer, format, thinking);
-                if (std::ssize(prompt.tokens) > max_length)
-                    ++result.overlong;
-                else
-                    result.prompts.push_back(std::move(prompt));
-            } catch (const nlohmann::json::exception& error) {
-                throw Error(ErrorKind::kInput, fmt::format("{}: not a line of JSON ({})", where, error.what()));
-            } catch (const Error& error) {
-                throw error.within(where);
-            }
-        }
-    }
+    for_each_json_line(files, [&](const nlohmann::json& line) {
+        Prompt prompt = parse_prompt(line, tokenizer, format, thinking);
+        if (std::ssize(prompt.tokens) > max_length)
+            ++result.overlong;
+        else
+            result.prompts.push_back(std::move(prompt));
+    });
     return result;
 }
 

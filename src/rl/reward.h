@@ -11,6 +11,8 @@
 
 namespace fathom {
 
+class Ops;
+
 // One answer to be judged.
 struct RewardInput {
     const nlohmann::json* record = nullptr;  // the prompt's line: "answer", "nums" and "target", ...
@@ -35,7 +37,8 @@ struct RewardOptions {
     std::vector<std::string> program;   // for `program`: command and arguments
     std::filesystem::path program_dir;  // its working folder is made below
     std::chrono::milliseconds timeout{10'000};
-    int64_t retries = 1;  // of a program that hung or crashed, before its answers count as not judged
+    std::filesystem::path model;  // for `model`: the folder of a reward model
+    int64_t retries = 1;          // of a program that hung or crashed, before its answers count as not judged
 };
 
 // math        1 where the final answer is equivalent to the record's "answer" (rl/answer.h), else 0
@@ -44,11 +47,13 @@ struct RewardOptions {
 // length      1 - tokens / max_completion_length
 // overlong    0, falling to -1 over the last soft_overlong_cache tokens
 // language    share of the letters that are the target language's (R1 2.3.2)
+// model       the score of a reward model (rl/reward_model.h)
 // program     what a program says: for every answer it reads a line {"completion": ..., "record": {...}} and writes a line that
-// is
-//             a number or {"reward": number}
-// Throws Error{kInput} for an unknown name, Error{kUsage} for a program that is not given.
-[[nodiscard]] std::unique_ptr<Reward> make_reward(const std::string& name, const RewardOptions& options);
+//             is a number or {"reward": number}
+// Throws Error{kInput} for an unknown name, Error{kUsage} for a program or a model that is not given.
+void check_reward(const std::string& name, const RewardOptions& options);
+// The same, and Error{kInput} for a model that cannot be opened. `ops`: what it computes on; the others need none.
+[[nodiscard]] std::unique_ptr<Reward> make_reward(const std::string& name, const RewardOptions& options, Ops* ops = nullptr);
 
 // Runs a program over lines on its standard input, in an empty folder of its own below `folder`, without the network where the
 // system allows that, in a session of its own that ends with it. Returns the lines it wrote, at most one per line of input.

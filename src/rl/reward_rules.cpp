@@ -1,5 +1,7 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -11,6 +13,7 @@
 #include "rl/answer.h"
 #include "rl/countdown.h"
 #include "rl/reward.h"
+#include "rl/reward_model.h"
 
 namespace fathom {
 namespace {
@@ -151,7 +154,22 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Reward> make_reward(const std::string& name, const RewardOptions& options) {
+void check_reward(const std::string& name, const RewardOptions& options) {
+    constexpr std::array<std::string_view, 8> kNames{"math",     "countdown", "format", "length",
+                                                     "overlong", "language",  "model",  "program"};
+    if (std::ranges::find(kNames, name) == kNames.end())
+        throw Error(ErrorKind::kInput, fmt::format("reward \"{}\" is not one of {}", name, fmt::join(kNames, ", ")));
+    if (name == "language" && options.language != "en" && options.language != "zh")
+        throw Error(ErrorKind::kInput, fmt::format("grpo.language: \"{}\" is not one of en, zh", options.language));
+    if (name == "program" && options.program.empty())
+        throw Error(ErrorKind::kUsage, "reward \"program\" needs grpo.reward_program = [\"command\", \"argument\", ...]");
+    if (name == "model" && options.model.empty())
+        throw Error(ErrorKind::kUsage,
+                    "reward \"model\" needs grpo.reward_model (--reward-model), a checkpoint of fathom reward train");
+}
+
+std::unique_ptr<Reward> make_reward(const std::string& name, const RewardOptions& options, Ops* ops) {
+    check_reward(name, options);
     const auto rule = [&](const std::string& needs, RuleReward::Rule judge) {
         return std::make_unique<RuleReward>(name, needs, std::move(judge));
     };
@@ -164,19 +182,12 @@ std::unique_ptr<Reward> make_reward(const std::string& name, const RewardOptions
         });
     }
     if (name == "overlong") return rule("", [options](const RewardInput& input) { return overlong_reward(input, options); });
-    if (name == "language") {
-        if (options.language != "en" && options.language != "zh")
-            throw Error(ErrorKind::kInput, fmt::format("grpo.language: \"{}\" is not one of en, zh", options.language));
-        return rule("",
-                    [chinese = options.language == "zh"](const RewardInput& input) { return language_reward(input, chinese); });
+    if (name == "program") return std::make_unique<ProgramReward>(options);
+    if (name == "model") {
+        check(ops != nullptr, "make_reward: a model computes on something");
+        return make_model_reward(options, *ops);
     }
-    if (name == "program") {
-        if (options.program.empty())
-            throw Error(ErrorKind::kUsage, "reward \"program\" needs grpo.reward_program = [\"command\", \"argument\", ...]");
-        return std::make_unique<ProgramReward>(options);
-    }
-    throw Error(ErrorKind::kInput,
-                fmt::format("reward \"{}\" is not one of math, countdown, format, length, overlong, language, program", name));
+    return rule("", [chinese = options.language == "zh"](const RewardInput& input) { return language_reward(input, chinese); });
 }
 
 }  // namespace fathom

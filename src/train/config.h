@@ -82,6 +82,9 @@ struct TrainConfig {
 
     std::string text;  // the effective configuration as TOML, with every default and absolute paths: the run's config.toml
 
+    // Of one forward.
+    [[nodiscard]] int64_t batch_tokens() const { return training.rows_per_batch * data.sequence_length; }
+
     // Reads a file; relative paths in it are relative to the file, job.dir to the working directory. Overrides are
     // "section.key=value". Throws Error{kInput} naming the key for what is unknown, of a wrong type or out of range.
     // `more`: sections of one kind of training.

@@ -6,12 +6,15 @@
 namespace fathom {
 namespace {
 
-// Points the parameters of `model` to those of `source`, which must hold all of them.
+constexpr std::string_view kScore = "score.weight";
+
+// Points the parameters of `model` to those of `source`, which must hold all of them but a classifier's head.
 void bind_parameters(DeepSeek& model, DeepSeek& source, const std::filesystem::path& where) {
     std::map<std::string, Weight> weights;
     source.visit([&](const std::string& name, Param& param) { weights.emplace(name, param.weight); });
     model.visit([&](const std::string& name, Param& param) {
         const auto found = weights.find(name);
+        if (found == weights.end() && name == kScore) return;
         const bool fits = found != weights.end() && found->second.codes.dim(0) == param.rows &&
                           (!param.is_matrix() || found->second.codes.dim(1) == param.cols);
         if (!fits) {
@@ -30,9 +33,11 @@ std::optional<LoadedModel> bind_initial_weights(const TrainConfig& config, DeepS
     const std::filesystem::path& from = config.model.init_from;
     if (from.empty()) return std::nullopt;
     const bool quantized = ModelConfig::load(from).quantization_config.has_value();
-    std::optional<LoadedModel> source = load_model(from, ops,
-                                                   {.dtype = quantized ? std::optional(DType::kF32) : std::nullopt,
-                                                    .with_mtp = config.model.config.num_nextn_predict_layers > 0});
+    std::optional<LoadedModel> source =
+        load_model(from, ops,
+                   {.dtype = quantized ? std::optional(DType::kF32) : std::nullopt,
+                    .head = config.model.config.num_labels > 0 ? HeadKind::kAny : HeadKind::kVocabulary,
+                    .with_mtp = config.model.config.num_nextn_predict_layers > 0});
     bind_parameters(model, *source->model, from);
     return source;
 }

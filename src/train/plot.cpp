@@ -225,6 +225,7 @@ std::vector<Figure> draw_figures(const std::vector<PlottedRun>& runs) {
         curve_chart(runs, "Training speed", "tokens per second", &StepMetrics::tokens_per_second, true));
     add("balance.svg", balance_chart(runs));
     add("reward.svg", named_chart(runs, "Reward", "mean reward of an answer", "reward", "eval/pass@1"));
+    add("accuracy.svg", named_chart(runs, "Pairs judged rightly", "share of pairs", "accuracy", "eval/accuracy"));
     add("entropy.svg", named_chart(runs, "Entropy of the policy", "nats per token", "entropy"));
     add("kl.svg", named_chart(runs, "Divergence from the reference", "nats per token", "kl"));
     add("completion_length.svg", named_chart(runs, "Length of answers", "tokens", "completions/mean_length"));

@@ -3,16 +3,13 @@
 #include <fmt/format.h>
 #include <algorithm>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include "base/file.h"
-#include "base/interrupt.h"
 #include "io/token_shards_prepare.h"
 #include "io/tokenizer.h"
-#include "train/init_from.h"
 #include "train/run_folder.h"
-#include "train/train_checkpoint.h"
+#include "train/training_run.h"
 
 namespace fathom {
 namespace {
@@ -60,83 +57,45 @@ std::unique_ptr<BatchSource> open_documents(const TrainConfig& config, ThreadPoo
                                                               training ? config.job.seed : 0, training});
 }
 
-// One start of a run: from nothing or from a checkpoint to the last step or an interruption.
-class Run {
+// Cross-entropy on the targets of a source of batches.
+class Run : public TrainingRun {
 public:
-    Run(const TrainConfig& config, Ops& ops, const RunOptions& options) : config_(config), ops_(ops), options_(options) {}
+    Run(const TrainConfig& config, Ops& ops, const RunOptions& options, const OpenSource& open)
+        : TrainingRun("train", config, ops, options),
+          open_(open) {}
 
-    RunSummary train(const OpenSource& open) {
-        RunFolder folder(config_, options_.resume);
-        prepare(open);
-        RunSummary summary;
-        if (folder.from()) {
-            trainer_->restore(load_training_checkpoint(*folder.from(), *model_, ops_, trainer_->optimizer()));
-            summary.first_step = trainer_->state().step;
-            if (folder.from_here()) saved_step_ = summary.first_step;
-        }
-        if (summary.first_step > config_.training.steps) {
-            throw Error(ErrorKind::kUsage,
-                        fmt::format("{} is beyond training.steps = {}", folder.from()->string(), config_.training.steps));
-        }
-        folder.open(summary.first_step);
-        Progress progress("train", config_.training.steps, "steps", options_.progress);
-        while (trainer_->state().step < config_.training.steps && !interrupted()) {
-            StepMetrics step = one_step(summary);
-            folder.log(step);  // before the checkpoint: a run killed in between repeats the step and drops this line
-            if (config_.checkpoint.every > 0 && step.step % config_.checkpoint.every == 0) save(folder);
-            progress.update(step.step, note(step));
-        }
-        summary.steps = trainer_->state().step;
-        summary.tokens = trainer_->state().tokens;
-        summary.interrupted = summary.steps < config_.training.steps;
-        if (saved_step_ != summary.steps) save(folder);
-        summary.checkpoint = training_checkpoints(folder.checkpoints()).back();
-        progress.finish(summary.loss ? fmt::format("loss {:.4f}", *summary.loss) : "");
-        return summary;
+protected:
+    void open_data() override {
+        source_ = open_("train", train_config().data.train, true);
+        if (!train_config().data.valid.empty()) valid_ = open_("valid", train_config().data.valid, false);
     }
-
-private:
-    const TrainConfig& config_;
-    Ops& ops_;
-    const RunOptions& options_;
-    std::filesystem::path tokenizer_;
-    std::unique_ptr<DeepSeek> model_;
-    std::unique_ptr<Trainer> trainer_;
-    std::unique_ptr<BatchSource> valid_;
-    int64_t saved_step_ = -1;
-
-    void prepare(const OpenSource& open) {
-        tokenizer_ = tokenizer_folder(config_.model.tokenizer);
-        std::unique_ptr<BatchSource> source = open("train", config_.data.train, true);
-        if (!config_.data.valid.empty()) valid_ = open("valid", config_.data.valid, false);
-        model_ = std::make_unique<DeepSeek>(config_.model.config);
-        const std::optional<LoadedModel> initial = bind_initial_weights(config_, *model_, ops_);
-        trainer_ = std::make_unique<Trainer>(config_, *model_, ops_, std::move(source), options_.deterministic);
-        if (!initial) trainer_->optimizer().initialize(config_.job.seed, config_.model.init_std);
+    void open_trainer() override {
+        trainer_ = std::make_unique<Trainer>(train_config(), model(), ops(), std::move(source_), options().deterministic);
     }
+    [[nodiscard]] Optimizer& optimizer() override { return trainer_->optimizer(); }
+    [[nodiscard]] TrainerState state() const override { return trainer_->state(); }
+    void restore(const TrainerState& state, const std::filesystem::path&) override { trainer_->restore(state); }
 
-    StepMetrics one_step(RunSummary& summary) {
+    [[nodiscard]] StepMetrics step(RunSummary& summary) override {
         StepMetrics step = trainer_->step();
-        const bool last = step.step == config_.training.steps;
-        summary.loss = step.loss;
-        if (valid_ && (last || (config_.metrics.valid_every > 0 && step.step % config_.metrics.valid_every == 0))) {
-            step.val_loss = summary.valid_loss = trainer_->evaluate(*valid_, config_.metrics.valid_batches);
-        }
+        if (valid_ && validates(step.step))
+            step.val_loss = summary.valid_loss = trainer_->evaluate(*valid_, train_config().metrics.valid_batches);
         return step;
     }
-
-    void save(const RunFolder& folder) {
-        save_training_checkpoint(folder.checkpoints(), *model_, ops_, trainer_->optimizer(), trainer_->state(),
-                                 {.tokenizer = tokenizer_, .keep = config_.checkpoint.keep, .write_more = {}});
-        saved_step_ = trainer_->state().step;
-    }
-
-    static std::string note(const StepMetrics& step) {
+    [[nodiscard]] std::string note(const StepMetrics& step) const override {
         std::string text =
             fmt::format("loss {:.4f}  |g| {:.2f}  {} tok/s", *step.loss, *step.grad_norm, human_count(*step.tokens_per_second));
         if (!step.max_vio.empty()) text += fmt::format("  MaxVio {:.2f}", *std::ranges::max_element(step.max_vio));
         return text;
     }
+    [[nodiscard]] std::string last_note(const RunSummary& summary) const override {
+        return summary.loss ? fmt::format("loss {:.4f}", *summary.loss) : "";
+    }
+
+private:
+    const OpenSource& open_;
+    std::unique_ptr<BatchSource> source_, valid_;
+    std::unique_ptr<Trainer> trainer_;
 };
 
 }  // namespace
@@ -148,7 +107,7 @@ RunSummary run_training(const TrainConfig& config, Ops& ops, ThreadPool& threads
 }
 
 RunSummary run_training(const TrainConfig& config, Ops& ops, const RunOptions& options, const OpenSource& open) {
-    return Run(config, ops, options).train(open);
+    return Run(config, ops, options, open).train();
 }
 
 }  // namespace fathom

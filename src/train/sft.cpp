@@ -35,9 +35,8 @@ std::unique_ptr<BatchSource> open_chats(const SftConfig& config, const Tokenizer
         fmt::print(stderr, "data.{}: of {} conversations {} were cut to {} tokens and {} left out\n", name, read.conversations,
                    read.cut, train.data.sequence_length, read.dropped);
     }
-    return std::make_unique<ChatLoader>(
-        std::move(read.examples),
-        ChatLoaderOptions{train.data.sequence_length * train.training.rows_per_batch, train.job.seed, training});
+    return std::make_unique<ChatLoader>(std::move(read.examples),
+                                        ChatLoaderOptions{train.batch_tokens(), train.job.seed, training});
 }
 
 }  // namespace

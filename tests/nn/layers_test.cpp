@@ -241,6 +241,17 @@ TEST(Head, GradientOfTheChunkedLossIsTheAdjoint) {
     });
 }
 
+TEST(Head, AFewScoresHaveTheirLogitsAdjoint) {
+    expect_adjoint([](auto& side) {
+        Linear score(1, kHidden);
+        side.bind(score);
+        const Tensor x = side.input({kRows, kHidden});
+        const Tensor dscores = side.output(Head(score).logits(side.cx, x)), dx = side.cx.empty({kRows, kHidden}, true);
+        Head(score).logits_backward(side.cx, dx, dscores, x);
+        side.gradient(x, dx);
+    });
+}
+
 TEST(Mtp, BackwardIsTheAdjointOfForward) {
     expect_adjoint([](auto& side) {
         Mtp mtp(kHidden, 1e-6, Block(kHidden, 1e-6, Mla(mla_config(0, false)), Moe(moe_config(4, 2, kGreedyRule, 1))));

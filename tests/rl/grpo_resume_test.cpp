@@ -84,6 +84,40 @@ TEST_F(GrpoResume, KillingAtAnyMomentEndsWithTheSameBytes) {
     expect_same_metrics(run, whole());
 }
 
+TEST_F(GrpoResume, CtrlCAtAnyMomentEndsWithTheSameBytes) {
+    Rng rng(6, 0);
+    const fs::path run = base / "interrupted";
+    int stops = 0;
+    for (int round = 0; round < 4; ++round) {
+        Training part(run, {"--resume", "auto"}, "grpo", kConfig);
+        const fs::path metrics = run / "metrics.jsonl";
+        const auto size = [&] { return fs::exists(metrics) ? fs::file_size(metrics) : 0; };
+        const auto before = size();
+        if (!part.reaches([&] { return size() > before; })) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(rng.below(60)));  // most likely while sampling
+        if (part.stop(SIGINT) != 130) break;
+        ++stops;
+    }
+    EXPECT_GE(stops, 2);
+    const Outcome rest = grpo(run, {"--resume", "auto"});
+    EXPECT_EQ(rest.code, 0) << rest.said;
+    expect_same_files(run / "checkpoints/step-00000012", whole() / "checkpoints/step-00000012");
+}
+
+TEST_F(GrpoResume, RewardsThatAreAllEqualMoveNothingAndAreCounted) {
+    const fs::path run = base / "equal";
+    const Outcome outcome =
+        grpo(run, {"training.steps=1", "grpo.steps_per_generation=1", "grpo.reward_funcs=[\"program\"]", "data.valid=[]",
+                   "grpo.reward_program=[\"awk\", \"{ print 1 }\"]", "grpo.dynamic_sampling=true", "grpo.max_resamples=1"});
+    EXPECT_EQ(outcome.code, 0) << outcome.said;
+    const StepMetrics line = read_metrics(run / "metrics.jsonl").front();
+    EXPECT_EQ(value_of(line, "reward"), 1);
+    EXPECT_EQ(value_of(line, "frac_reward_zero_std"), 1);
+    EXPECT_EQ(value_of(line, "resampled_groups"), 4) << "asked for anew once, and then taken as they are";
+    EXPECT_EQ(*line.loss, 0);
+    EXPECT_EQ(*line.grad_norm, 0);
+}
+
 TEST_F(GrpoResume, ADamagedRolloutBufferIsRefused) {
     const fs::path run = base / "damaged";
     fs::copy(whole(), run, fs::copy_options::recursive);

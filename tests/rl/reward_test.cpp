@@ -59,9 +59,17 @@ TEST(RewardRules, LanguageIsAShareOfLetters) {
     EXPECT_EQ(score("language", {}, "", {}), 1);
 }
 
+TEST(RewardRules, AnEmptyCompletionIsJudgedLikeAnyOther) {
+    const Json record{{"answer", "4"}, {"nums", {3, 4}}, {"target", 12}};
+    for (const char* name : {"math", "countdown", "format"}) EXPECT_EQ(score(name, record, "", {}, 1), 0) << name;
+    EXPECT_EQ(score("overlong", record, "", {.max_completion_length = 8, .soft_overlong_cache = 4}, 1), 0);
+    EXPECT_DOUBLE_EQ(score("length", record, "", {.max_completion_length = 8}, 1), 0.875);
+}
+
 TEST(RewardRules, UnknownOnesAreNamed) {
     EXPECT_THROW((void)make_reward("luck", {}), Error);
     EXPECT_THROW((void)make_reward("program", {}), Error);
+    EXPECT_THROW((void)make_reward("model", {}), Error);
     EXPECT_THROW((void)make_reward("language", {.language = "fr"}), Error);
 }
 

@@ -1,4 +1,4 @@
-// `fathom train|sft|grpo CONFIG job.dir=FOLDER SETTINGS...` as a process of its own, and the files it leaves.
+// `fathom train|sft|grpo|... CONFIG job.dir=FOLDER SETTINGS...` as a process of its own, and the files it leaves.
 #pragma once
 
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -29,7 +30,10 @@ public:
     Training(const fs::path& folder, const Settings& settings, const std::string& verb = "train",
              const std::string& config = FATHOM_TEST_DATA "/resume.toml")
         : log_(folder.string() + ".log") {
-        std::vector<std::string> words{FATHOM_BINARY, verb, config, "job.dir=" + folder.string()};
+        std::vector<std::string> words{FATHOM_BINARY};
+        std::istringstream verbs(verb);  // "reward train" is two words
+        for (std::string word; verbs >> word;) words.push_back(word);
+        words.insert(words.end(), {config, "job.dir=" + folder.string()});
         words.insert(words.end(), settings.begin(), settings.end());
         pid_ = ::fork();
         if (pid_ != 0) return;
