@@ -78,6 +78,7 @@ public:
     void write(std::string_view) override {}
     void finish() override {}
     [[nodiscard]] bool begun() const override { return begun_; }
+    void every(double, std::function<void()>) override {}  // nobody waits on a connection
     void on_disconnect(std::function<void()>) override {}
     void post(std::function<void()> work) override {
         queue_.post([self = shared_from_this(), work = std::move(work)] { work(); });

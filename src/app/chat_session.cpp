@@ -80,7 +80,7 @@ Answer ChatSession::answer(std::vector<int32_t> prompt, const std::function<void
     Answer result = answer_request(engine_, std::move(request), how, meter);
     const int64_t reused = engine_.counters().reused_tokens - reused_before;
     used_tokens_ = tokens + static_cast<int64_t>(result.ids.size());
-    speed_ = meter.summary(tokens - reused);
+    speed_ = meter.summary(tokens - reused) + result.draft_summary();
     if (reused > 0) speed_ += fmt::format("; {} tokens were in the cache", reused);
     return result;
 }

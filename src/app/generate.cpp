@@ -78,6 +78,10 @@ void print_json(const Options& options, const Answer& answer, const SpeedMeter& 
     object["prompt_tokens_per_second"] = meter.prompt_rate(prompt_tokens);
     object["tokens_per_second"] = meter.answer_rate();
     object["finish_reason"] = answer.finish_reason;
+    if (options.model.speculation.wanted()) {
+        object["draft_n"] = answer.drafted;
+        object["draft_n_accepted"] = answer.accepted;
+    }
     fmt::print("{}\n", object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
@@ -103,7 +107,7 @@ void generate(const Options& options, const Globals& globals) {
     fmt::print("{}\n", ids ? fmt::format("{}", fmt::join(answer.ids, ",")) : "");
     std::fflush(stdout);
     if (globals.quiet) return;
-    fmt::print(stderr, "{} ({})\n", meter.summary(prompt_tokens), answer.finish_reason);
+    fmt::print(stderr, "{}{} ({})\n", meter.summary(prompt_tokens), answer.draft_summary(), answer.finish_reason);
 }
 
 }  // namespace
@@ -130,6 +134,7 @@ void add_generate(CLI::App& app, Globals& globals) {
     verb->add_flag("--ignore-eos", options->ignore_eos, "go on behind the end of the text");
     verb->add_flag("--echo", options->echo, "print the prompt before its continuation");
     options->sampling.declare(*verb);
+    options->model.speculation.declare(*verb);
     verb->add_option("--prefill-chunk", options->prefill_chunk, "tokens of the prompt that are read at a time")
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))

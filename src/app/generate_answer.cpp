@@ -25,6 +25,7 @@ Answer answer_request(Engine& engine, Request request, const AnswerOptions& opti
             if (event.finish == FinishReason::kError) throw Error(ErrorKind::kInput, event.error);
             meter.token();
             answer.ids.push_back(event.token);
+            answer.drafted = event.drafted, answer.accepted = event.accepted;
             if (event.finish) answer.finish_reason = *event.finish == FinishReason::kStop ? "stop" : "length";
             if (decoder && event.finish != FinishReason::kStop) show(stops.push(decoder->push(event.token)));
         }
@@ -33,6 +34,12 @@ Answer answer_request(Engine& engine, Request request, const AnswerOptions& opti
     if (!engine.idle()) engine.cancel(id);
     if (decoder && !stops.found()) show(stops.push(decoder->finish()) + stops.finish());
     return answer;
+}
+
+std::string Answer::draft_summary() const {
+    if (drafted == 0) return "";
+    const double share = 100.0 * static_cast<double>(accepted) / static_cast<double>(drafted);
+    return fmt::format("; {} of {} guesses came true ({:.0f} %)", accepted, drafted, share);
 }
 
 void SpeedMeter::token() {

@@ -28,9 +28,13 @@ private:
 };
 
 struct Answer {
-    std::vector<int32_t> ids;   // a stop id at the end included
-    std::string text;           // without it; empty without a tokenizer
-    std::string finish_reason;  // stop, length or interrupted
+    std::vector<int32_t> ids;           // a stop id at the end included
+    std::string text;                   // without it; empty without a tokenizer
+    std::string finish_reason;          // stop, length or interrupted
+    int64_t drafted = 0, accepted = 0;  // tokens that were guessed ahead, and that came true
+
+    // "; 12 of 34 guesses came true (35 %)", or nothing without any.
+    [[nodiscard]] std::string draft_summary() const;
 };
 
 // What becomes of the tokens as they come.

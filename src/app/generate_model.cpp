@@ -96,7 +96,8 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
     : options_(options),
       deterministic_(globals.deterministic),
       device_(globals),
-      loaded_(load_model(options.model, device_.ops(), {.dtype = options.weights_dtype(), .pack = options.pack})) {
+      loaded_(load_model(options.model, device_.ops(),
+                         {.dtype = options.weights_dtype(), .with_mtp = options.speculation.wanted(), .pack = options.pack})) {
     if (text == Text::kNo) return;
     if (loaded_.gguf) {
         const TokenizerFiles files = tokenizer_files_of_gguf(loaded_.gguf->view());
@@ -156,6 +157,7 @@ EngineOptions OpenModel::engine_options(int64_t cache_tokens) const {
     options.cache_tokens = cache_tokens;
     options.cache_dtype = options_.cache_dtype();
     options.deterministic = deterministic_;
+    options_.speculation.apply(config(), options);
     options.vocab_limit = tokenizer_ ? tokenizer_->vocab_size() : config().vocab_size;
     return options;
 }

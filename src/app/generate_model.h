@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "app/device.h"
+#include "app/speculation.h"
 #include "app/verb.h"
 #include "checkpoint/checkpoint.h"
 #include "infer/engine.h"
@@ -21,7 +22,8 @@ struct ModelOptions {
     std::string model;
     std::string dtype = "auto";
     std::string cache_type = "f32";
-    bool pack = true;  // LoadOptions::pack
+    bool pack = true;                // LoadOptions::pack
+    SpeculationOptions speculation;  // declared by the verbs that want it
 
     // MODEL, --dtype and --cache-type.
     void declare(CLI::App& verb);

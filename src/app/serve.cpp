@@ -112,6 +112,11 @@ void declare_http(CLI::App& verb, Options& options) {
         ->type_name("S")
         ->check(CLI::Range(0.1, 1e6))
         ->group("Network");
+    verb.add_option("--sse-ping-interval", options.serve.service.ping_seconds,
+                    "seconds of silence after which a stream sends a comment")
+        ->type_name("S")
+        ->check(CLI::Range(0.05, 1e6))
+        ->group("Network");
     verb.add_option("--drain-timeout", options.drain_seconds, "seconds that running requests get after SIGTERM")
         ->type_name("S")
         ->check(CLI::Range(0.0, 1e6))

@@ -20,6 +20,12 @@ EngineOptions engine_options(const OpenModel& model, const ServeOptions& options
     return result;
 }
 
+ServiceOptions service_options(const ServeOptions& options) {
+    ServiceOptions result = options.service;
+    result.ttft_slo = options.ttft_slo_ms / 1e3;
+    return result;
+}
+
 ServedModel describe(const OpenModel& model, const ServeOptions& options, int64_t max_length) {
     ServedModel served;
     served.names = options.names;
@@ -40,6 +46,7 @@ ServedModel describe(const OpenModel& model, const ServeOptions& options, int64_
 void ServeOptions::declare(CLI::App& verb) {
     model.declare(verb);
     sampling.declare(verb);
+    model.speculation.declare(verb);
     verb.add_option("--served-model-name", names, "what clients call the model; default: its folder's name")->type_name("NAME");
     verb.add_option("--chat-format", chat_format, "how conversations become prompts; none: texts that the model continues")
         ->type_name("FORMAT")
@@ -54,14 +61,21 @@ void ServeOptions::declare(CLI::App& verb) {
            0);
     number("--max-num-seqs", max_sequences, "answers computed at a time", 1);
     number("--max-num-batched-tokens", batch_rows, "rows of one batch: prompts are read in chunks", 1);
+    const auto milliseconds = [&](const char* name, double& value, const char* text) {
+        verb.add_option(name, value, text)->type_name("MS")->check(CLI::Range(0.0, 1e9))->group("Engine");
+    };
+    milliseconds("--tpot-slo-ms", tpot_slo_ms,
+                 "time per output token: batches stay so small that they take no longer; 0: as large as they may be");
+    milliseconds("--ttft-slo-ms", ttft_slo_ms, "time to the first token: requests that would wait longer get 429; 0: all wait");
     number("--max-waiting", service.max_waiting, "answers that may wait; beyond, clients get 429", 1);
 }
 
 OpenService::OpenService(const ServeOptions& options, const Globals& globals)
     : model_(options.model, globals, OpenModel::Text::kNeeded),
       experts_(model_.ops(), model_.config().n_routed_experts),
-      engine_(std::make_unique<EngineThread>(model_.model(), model_.ops(), engine_options(model_, options, experts_))),
-      service_(
-          std::make_unique<Service>(describe(model_, options, engine_->max_length()), *engine_, &experts_, options.service)) {}
+      engine_(std::make_unique<EngineThread>(model_.model(), model_.ops(), engine_options(model_, options, experts_),
+                                             SloOptions{options.tpot_slo_ms / 1e3, options.ttft_slo_ms / 1e3})),
+      service_(std::make_unique<Service>(describe(model_, options, engine_->max_length()), *engine_, &experts_,
+                                         service_options(options))) {}
 
 }  // namespace fathom

@@ -20,6 +20,7 @@ struct ServeOptions {
     std::vector<std::string> names;
     std::string chat_format = "auto";
     int64_t max_model_len = 0, cache_tokens = 0, max_sequences = 256, batch_rows = 512;
+    double tpot_slo_ms = 0, ttft_slo_ms = 0;
 
     void declare(CLI::App& verb);
 };

@@ -31,6 +31,7 @@ public:
         Json reply = envelope("chat.completion");
         reply["choices"] = std::move(choices);
         reply["usage"] = openai_usage(usage);
+        reply["timings"] = timings(usage);
         return reply;
     }
 
@@ -56,6 +57,7 @@ public:
             Json last = envelope("chat.completion.chunk");
             last["choices"] = Json::array();
             last["usage"] = openai_usage(usage);
+            last["timings"] = timings(usage);
             text = sse(last);
         }
         return text + "data: [DONE]\n\n";

@@ -34,6 +34,7 @@ public:
         Json reply = envelope();
         reply["choices"] = std::move(choices);
         reply["usage"] = openai_usage(usage);
+        reply["timings"] = timings(usage);
         return reply;
     }
     std::string delta(int64_t index, const AnswerDelta& delta, const std::vector<TokenLogprobs>& prompt,
@@ -51,6 +52,7 @@ public:
             Json chunk = envelope();
             chunk["choices"] = Json::array();
             chunk["usage"] = openai_usage(usage);
+            chunk["timings"] = timings(usage);
             text = sse(chunk);
         }
         return text + "data: [DONE]\n\n";

@@ -18,8 +18,12 @@ TokenEvent failure(const std::string& why) {
 
 }  // namespace
 
-EngineThread::EngineThread(const DeepSeek& model, Ops& ops, const EngineOptions& options) : engine_(model, ops, options) {
+EngineThread::EngineThread(const DeepSeek& model, Ops& ops, const EngineOptions& options, const SloOptions& slo)
+    : engine_(model, ops, options),
+      slo_(slo),
+      most_{options.max_batch_rows, options.max_sequences} {
     snapshot_.load = engine_.load();
+    snapshot_.limits = most_;
     thread_ = std::thread([this] { run(); });
 }
 
@@ -66,7 +70,13 @@ EngineThread::Snapshot EngineThread::snapshot() const {
     const std::lock_guard lock(mutex_);
     Snapshot result = snapshot_;
     result.load.waiting += std::ssize(submitted_);
+    for (const Submission& submission : submitted_) result.load.unread_tokens += std::ssize(submission.request.prompt);
     return result;
+}
+
+double EngineThread::expected_first_token(int64_t tokens) const {
+    const Snapshot now = snapshot();
+    return fathom::expected_first_token(now.step_time, now.load, now.limits, now.seconds_per_answer, tokens);
 }
 
 void EngineThread::run() {
@@ -76,6 +86,9 @@ void EngineThread::run() {
         const std::lock_guard lock(mutex_);
         snapshot_.load = load;
         snapshot_.counters = engine_.counters();
+        snapshot_.step_time = step_time_;
+        snapshot_.limits = {engine_.options().max_batch_rows, engine_.options().max_sequences};
+        snapshot_.seconds_per_answer = seconds_per_answer_;
     }
     fail_all(kStopped);
 }
@@ -115,15 +128,35 @@ void EngineThread::begin(Submission& submission) {
 
 // The loop outlives whatever goes wrong in a batch: its requests fail, later ones are served.
 void EngineThread::step() {
+    if (slo_.tpot > 0) {
+        const BatchLimits limits = limits_within(step_time_, slo_.tpot, engine_.load(), most_);
+        engine_.set_batch_limits(limits.rows, limits.rows, limits.sequences);
+    }
     const auto start = std::chrono::steady_clock::now();
+    const int64_t rows_before = engine_.counters().rows;
+    int64_t answers = 0;
     try {
-        for (TokenEvent& event : engine_.step()) deliver(std::move(event));
+        for (TokenEvent& event : engine_.step()) {
+            answers += event.finish ? 1 : 0;
+            deliver(std::move(event));
+        }
     } catch (const std::exception& error) {
         fail_all(error.what());
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    learn(engine_.counters().rows - rows_before, answers, seconds);
     const std::lock_guard lock(mutex_);
     snapshot_.busy_seconds += seconds;
+}
+
+void EngineThread::learn(int64_t rows, int64_t answers, double seconds) {
+    step_time_.add(rows, seconds);
+    since_last_answer_ += seconds;
+    if (answers == 0) return;
+    constexpr double kNew = 0.1;
+    const double each = since_last_answer_ / static_cast<double>(answers);
+    seconds_per_answer_ = seconds_per_answer_ == 0 ? each : (1 - kNew) * seconds_per_answer_ + kNew * each;
+    since_last_answer_ = 0;
 }
 
 void EngineThread::deliver(TokenEvent&& event) {

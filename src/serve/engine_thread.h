@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "infer/engine.h"
+#include "serve/slo.h"
 
 namespace fathom {
 
@@ -20,7 +21,7 @@ public:
     using Sink = std::function<void(TokenEvent&& event)>;
 
     // All three must outlive it.
-    EngineThread(const DeepSeek& model, Ops& ops, const EngineOptions& options);
+    EngineThread(const DeepSeek& model, Ops& ops, const EngineOptions& options, const SloOptions& slo = {});
     ~EngineThread() { stop(); }
     // Requests that are not done, and those that come later, get an error. Not from the engine's thread.
     void stop();
@@ -41,8 +42,13 @@ public:
         Engine::Load load;  // `waiting` counts those that the engine has not seen yet, too
         Engine::Counters counters;
         double busy_seconds = 0;  // in steps, since the start
+        StepTime step_time;
+        BatchLimits limits;             // of the next batch
+        double seconds_per_answer = 0;  // of busy time, lately
     };
     [[nodiscard]] Snapshot snapshot() const;
+    // Seconds that a prompt of `tokens` would wait for its first token if it came now, as far as can be told.
+    [[nodiscard]] double expected_first_token(int64_t tokens) const;
 
 private:
     struct Submission {
@@ -56,6 +62,8 @@ private:
     };
 
     Engine engine_;
+    SloOptions slo_;
+    BatchLimits most_;
     mutable std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<Submission> submitted_;
@@ -67,12 +75,15 @@ private:
     // Of the thread alone.
     std::unordered_map<int64_t, Active> active_;     // by the engine's number
     std::unordered_map<uint64_t, int64_t> numbers_;  // of tickets
+    StepTime step_time_;
+    double since_last_answer_ = 0, seconds_per_answer_ = 0;
     std::thread thread_;
 
     void run();
     [[nodiscard]] bool take_commands();
     void begin(Submission& submission);
     void step();
+    void learn(int64_t rows, int64_t answers, double seconds);
     void deliver(TokenEvent&& event);
     void fail_all(const std::string& why);
 };

@@ -42,8 +42,14 @@ public:
         figures_.prompt_tokens = usage_.prompt_tokens = job.prompt_tokens;
         figures_.max_tokens = job.max_tokens;
         choices_.reserve(job.requests.size());
-        for (size_t i = 0; i < job.requests.size(); ++i) choices_.push_back({AnswerReader(tokenizer, job.format), {}, 0, {}});
+        for (size_t i = 0; i < job.requests.size(); ++i)
+            choices_.push_back({AnswerReader(tokenizer, job.format), {}, 0, {}, 0, 0});
         open_ = std::ssize(choices_);
+        if (stream_) {
+            exchange_->every(job.ping_seconds, [weak = weak_from_this()] {
+                if (const auto self = weak.lock()) self->ping();
+            });
+        }
         exchange_->on_disconnect([self = shared_from_this()] { self->abandon(); });
         for (size_t i = 0; i < job.requests.size(); ++i) {
             choices_[i].ticket = engine_.submit(std::move(job.requests[i]), [self = shared_from_this(), i](TokenEvent&& event) {
@@ -58,6 +64,7 @@ private:
         Answer answer;  // only when the reply is one piece
         uint64_t ticket;
         Clock::time_point last;
+        int64_t drafted, accepted;
     };
     struct Mail {
         int64_t choice;
@@ -71,7 +78,7 @@ private:
     std::unique_ptr<Protocol> protocol_;
     std::vector<Choice> choices_;
     int64_t open_ = 0;
-    bool stream_ = false, over_ = false;
+    bool stream_ = false, over_ = false, wrote_ = false;
     Usage usage_;
     RequestFigures figures_;
     Clock::time_point began_ = Clock::now();
@@ -111,6 +118,7 @@ private:
         if (delta.finish == "error") return fail(ApiError(500, delta.error));
         if (stream_) {
             if (!exchange_->begun()) begin_stream();
+            wrote_ = true;
             exchange_->write(protocol_->delta(mail.choice, delta, mail.event.prompt, usage_));
         } else {
             add(choice.answer.all, delta);
@@ -124,12 +132,22 @@ private:
 
     void measure(Choice& choice, const Mail& mail) {
         if (mail.event.reused) usage_.cached_tokens += *mail.event.reused;
+        usage_.drafted += mail.event.drafted - std::exchange(choice.drafted, mail.event.drafted);
+        usage_.accepted += mail.event.accepted - std::exchange(choice.accepted, mail.event.accepted);
         if (mail.event.token < 0) return;
         ++usage_.answer_tokens;
         const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
-        if (figures_.to_first_token < 0) figures_.to_first_token = seconds(mail.time - began_);
+        if (figures_.to_first_token < 0) figures_.to_first_token = usage_.prompt_seconds = seconds(mail.time - began_);
+        usage_.answer_seconds = seconds(mail.time - began_) - usage_.prompt_seconds;
         if (choice.reader.tokens() > 0) figures_.between_tokens.push_back(seconds(mail.time - choice.last));
         choice.last = mail.time;
+    }
+
+    // Proxies and clients close connections that say nothing for long; a comment is for nobody (DeepSeek's API sends it, too).
+    void ping() {
+        if (over_ || std::exchange(wrote_, false)) return;
+        if (!exchange_->begun()) begin_stream();
+        exchange_->write(": keep-alive\n\n");
     }
 
     void begin_stream() {

@@ -21,10 +21,13 @@ struct Job {
     int64_t prompt_tokens = 0;  // over all prompts, each counted once
     int64_t max_tokens = 0;
     bool stream = false;
+    double ping_seconds = 15;  // a stream that has nothing to say sends a comment this often
 };
 
 struct Usage {
     int64_t prompt_tokens = 0, cached_tokens = 0, answer_tokens = 0, reasoning_tokens = 0;
+    int64_t drafted = 0, accepted = 0;              // tokens guessed ahead, and those that came true
+    double prompt_seconds = 0, answer_seconds = 0;  // up to the first token, waiting included; from there on
 };
 
 // All that came for one choice.

@@ -74,6 +74,8 @@ public:
     virtual void finish() = 0;
     [[nodiscard]] virtual bool begun() const = 0;  // something was replied already
 
+    // Calls `work` again and again until the reply is complete.
+    virtual void every(double seconds, std::function<void()> work) = 0;
     // Called once if the client leaves before the reply is complete.
     virtual void on_disconnect(std::function<void()> callback) = 0;
     // Runs `work` on the connection's thread of execution. From any thread.

@@ -166,6 +166,11 @@ public:
     [[nodiscard]] const HttpRequest& request() const override { return request_; }
     [[nodiscard]] bool begun() const override { return status_ != 0; }
     void on_disconnect(std::function<void()> callback) override { disconnected_ = std::move(callback); }
+    void every(double seconds, std::function<void()> work) override {
+        if (!open_) return;
+        tick_.emplace(connection_->executor());
+        tick(seconds, std::move(work));
+    }
     void post(std::function<void()> work) override {
         asio::post(connection_->executor(), [self = shared_from_this(), work = std::move(work)] { work(); });
     }
@@ -208,8 +213,19 @@ private:
     HttpRequest request_;
     std::function<void()> disconnected_;
     Clock::time_point began_ = Clock::now();
+    std::optional<asio::steady_timer> tick_;
     int status_ = 0;
     bool open_ = true, chunked_ = false;
+
+    void tick(double seconds, std::function<void()> work) {
+        tick_->expires_after(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
+        tick_->async_wait([weak = weak_from_this(), seconds, work = std::move(work)](const Code& error) mutable {
+            const auto self = weak.lock();
+            if (!self || error || !self->open_) return;
+            work();
+            if (self->open_) self->tick(seconds, std::move(work));
+        });
+    }
 
     std::string head(int status, std::string_view content_type, const HttpHeaders& headers) {
         status_ = status;
@@ -225,6 +241,7 @@ private:
     }
     void end(bool complete) {
         open_ = false;
+        tick_.reset();
         const double seconds = std::chrono::duration<double>(Clock::now() - began_).count();
         const auto& finished = connection_->shared().callbacks.finished;
         if (finished) finished({request_, status_, seconds, complete});

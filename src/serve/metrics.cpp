@@ -163,6 +163,11 @@ std::string Metrics::text(const std::string& model, const EngineThread::Snapshot
     out.value("prompt_tokens_total", "counter", "Prompt tokens.", number(prompt_tokens_));
     out.value("prompt_tokens_cached_total", "counter", "Prompt tokens found in the cache.", number(cached_tokens_));
     out.value("generation_tokens_total", "counter", "Tokens answered.", number(answer_tokens_));
+    out.value("spec_decode_num_drafts_total", "counter", "How often guesses of a sequence were checked.",
+              number(engine.counters.draft_steps));
+    out.value("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed ahead and checked.",
+              number(engine.counters.drafted));
+    out.value("spec_decode_num_accepted_tokens_total", "counter", "Guesses that came true.", number(engine.counters.accepted));
     out.value("engine_steps_total", "counter", "Batches.", number(engine.counters.steps), false);
     out.value("engine_rows_total", "counter", "Rows of all batches.", number(engine.counters.rows), false);
     out.value("engine_busy_seconds_total", "counter", "Time in batches.", engine.busy_seconds, false);

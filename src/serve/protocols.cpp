@@ -32,6 +32,22 @@ Json openai_usage(const Usage& usage) {
             {"prompt_cache_miss_tokens", usage.prompt_tokens - usage.cached_tokens}};
 }
 
+Json timings(const Usage& usage) {
+    const auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
+    const int64_t prompt = usage.prompt_tokens - usage.cached_tokens, further = std::max<int64_t>(usage.answer_tokens - 1, 0);
+    Json result{{"cache_n", usage.cached_tokens},
+                {"prompt_n", prompt},
+                {"prompt_ms", 1e3 * usage.prompt_seconds},
+                {"prompt_per_second", rate(prompt, usage.prompt_seconds)},
+                {"predicted_n", usage.answer_tokens},
+                {"predicted_ms", 1e3 * usage.answer_seconds},
+                {"predicted_per_second", rate(further, usage.answer_seconds)}};
+    if (usage.drafted == 0) return result;
+    result["draft_n"] = usage.drafted;
+    result["draft_n_accepted"] = usage.accepted;
+    return result;
+}
+
 std::string token_text(const Tokenizer& tokenizer, int32_t id) {
     const std::string bytes(tokenizer.token_bytes(id));
     if (replace_invalid_utf8(bytes) == bytes) return bytes;

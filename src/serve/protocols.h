@@ -26,6 +26,8 @@ struct Exchange {  // what a reader makes of a request
 [[nodiscard]] std::string new_id(std::string_view prefix);
 [[nodiscard]] int64_t unix_time();
 [[nodiscard]] Json openai_usage(const Usage& usage);
+// llama.cpp's object beside the usage.
+[[nodiscard]] Json timings(const Usage& usage);
 // A token as JSON text: its characters, or "bytes:\xe2\x82" when it is part of one.
 [[nodiscard]] std::string token_text(const Tokenizer& tokenizer, int32_t id);
 // JSON knows no infinity.

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <ctime>
 
@@ -170,9 +171,7 @@ void Service::generate(const std::shared_ptr<HttpExchange>& exchange) {
     const Route* route = find("POST", base_path(exchange->request().path), known);
     if (draining_) throw ApiError(503, "the server is shutting down");
     if (engine_.snapshot().load.waiting >= options_.max_waiting) {
-        ApiError busy(429, fmt::format("{} requests are waiting already: try again later", options_.max_waiting));
-        busy.retry_after = 1;
-        throw busy;
+        refuse_for_now(fmt::format("{} requests are waiting already", options_.max_waiting), 1);
     }
     const Json body = parse_body(exchange->request().body);
     Fields fields(body);
@@ -180,7 +179,20 @@ void Service::generate(const std::shared_ptr<HttpExchange>& exchange) {
     Exchange made = route->reader(fields, model_);
     check_unknown(fields);
     for (const Request& request : made.job.requests) engine_.validate(request);
+    const double expected = options_.ttft_slo > 0 ? engine_.expected_first_token(made.job.prompt_tokens) : 0;
+    if (expected > options_.ttft_slo) {
+        refuse_for_now(fmt::format("the first token would come in about {:.1f} s, and this server promises {:.1f} s", expected,
+                                   options_.ttft_slo),
+                       expected - options_.ttft_slo);
+    }
+    made.job.ping_seconds = options_.ping_seconds;
     start_generation(exchange, engine_, *model_.tokenizer, metrics_, std::move(made.job), std::move(made.protocol));
+}
+
+[[noreturn]] void Service::refuse_for_now(const std::string& why, double seconds) {
+    ApiError busy(429, why + ": try again later");
+    busy.retry_after = static_cast<int>(std::clamp(std::ceil(seconds), 1.0, 3600.0));
+    throw busy;
 }
 
 // OpenAI's fields and Anthropic's in one.

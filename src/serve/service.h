@@ -22,6 +22,8 @@ namespace fathom {
 struct ServiceOptions {
     std::vector<std::string> api_keys;  // empty: everybody is served
     int64_t max_waiting = 2048;         // answers that may wait for room in the batch; beyond: 429
+    double ttft_slo = 0;                // seconds; a request that would wait longer for its first token gets 429; 0: none
+    double ping_seconds = 15;           // a stream that has nothing to say sends a comment this often
     bool strict = false;                // unknown fields are errors
     bool log_requests = true;           // one line per request on stderr
     bool log_prompts = false;           // and its body
@@ -70,6 +72,7 @@ private:
     void reply_json(const std::shared_ptr<HttpExchange>& exchange, const Json& json) const;
 
     void generate(const std::shared_ptr<HttpExchange>& exchange);
+    [[noreturn]] static void refuse_for_now(const std::string& why, double seconds);  // 429 with Retry-After
     void models(const std::shared_ptr<HttpExchange>& exchange);
     void health(const std::shared_ptr<HttpExchange>& exchange);
     void ready(const std::shared_ptr<HttpExchange>& exchange);

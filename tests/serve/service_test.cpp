@@ -47,6 +47,7 @@ public:
         if (n > 0) received_.append(buffer, static_cast<size_t>(n));
         return n > 0;
     }
+    [[nodiscard]] const std::string& received() const { return received_; }
     [[nodiscard]] Reply reply() {
         Reply result;
         size_t end = 0;
@@ -100,7 +101,8 @@ std::string http(const std::string& method, const std::string& path, const std::
 class Served {
 public:
     explicit Served(ServiceOptions options = {}, HttpLimits limits = {}, EngineOptions engine_options = {})
-        : loaded_(load_model(std::string(FATHOM_SOURCE) + "/models/stories", ops_, {})),
+        : loaded_(
+              load_model(std::string(FATHOM_SOURCE) + "/models/stories", ops_, {.with_mtp = engine_options.draft_tokens > 0})),
           tokenizer_(Tokenizer::load(std::string(FATHOM_SOURCE) + "/models/stories")) {
         engine_options.vocab_limit = tokenizer_.vocab_size();
         engine_.emplace(*loaded_.model, ops_, engine_options);
@@ -393,6 +395,45 @@ TEST(Service, RefusesWhatIsTooMuchAndWhatComesTooLate) {
     served.service().drain();
     EXPECT_EQ(served.post("/v1/completions", kStory).status, 503);
     EXPECT_EQ(served.ask(http("GET", "/ready")).status, 503);
+}
+
+TEST(Service, AStreamThatWaitsSendsComments) {
+    ServiceOptions options;
+    options.ping_seconds = 0.05;
+    Served served(options, {}, {.max_sequences = 1});
+    Client first(served.port());
+    first.send(
+        http("POST", "/v1/completions", with(kStory, {{"stream", true}, {"max_tokens", 900}, {"ignore_eos", true}}).dump()));
+    (void)first.more();
+    Client second(served.port());
+    second.send(http("POST", "/v1/completions", with(kStory, {{"stream", true}}).dump()));
+    while (second.received().find(": keep-alive\n\n") == std::string::npos) ASSERT_TRUE(second.more());
+    EXPECT_EQ(second.received().find("data:"), std::string::npos);
+}
+
+TEST(Service, ARequestThatWouldWaitTooLongIsTurnedAway) {
+    ServiceOptions options;
+    options.ttft_slo = 1e-6;
+    const Served served(options);
+    EXPECT_EQ(served.post("/v1/completions", kStory).status, 200);  // nothing is known of this machine yet
+    const Reply late = served.post("/v1/completions", kStory);
+    EXPECT_EQ(late.status, 429);
+    EXPECT_NE(late.head.find("Retry-After: "), std::string::npos);
+}
+
+TEST(Service, DraftsAreReportedAndChangeNoText) {
+    const Json request = with(kStory, {{"temperature", 0}, {"max_tokens", 60}, {"ignore_eos", true}});
+    const Served plain, drafting({}, {}, {.draft_tokens = 1});
+    const Json without = plain.post("/v1/completions", request).json(),
+               reply = drafting.post("/v1/completions", request).json();
+    EXPECT_EQ(reply["choices"], without["choices"]);
+    EXPECT_EQ(reply["usage"], without["usage"]);
+    EXPECT_FALSE(without["timings"].contains("draft_n"));
+    EXPECT_GT(reply["timings"]["draft_n_accepted"].get<int64_t>(), 0);
+    EXPECT_GE(reply["timings"]["draft_n"], reply["timings"]["draft_n_accepted"]);
+    EXPECT_EQ(reply["timings"]["predicted_n"], 60);
+    const std::string metrics = drafting.ask(http("GET", "/metrics")).body;
+    EXPECT_NE(metrics.find("vllm:spec_decode_num_accepted_tokens_total"), metrics.npos);
 }
 
 }  // namespace
