@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "app/bench_masks.h"
 #include "app/bench_roofs.h"
 #include "app/bench_runs.h"
 #include "app/bench_serve.h"
@@ -144,10 +145,11 @@ void add_bench(CLI::App& app, Globals& globals) {
         "  fathom bench serve --num-prompts 200 --max-concurrency 32\n");
     declare(*verb, *options);
     add_bench_serve(*verb, globals);
+    add_bench_masks(*verb, globals);
     verb->callback([verb, options, &globals] {
         if (!verb->get_subcommands().empty()) return;
         if (options->run.empty())
-            throw Error(ErrorKind::kUsage, "bench what? decode, prefill, train or serve (see fathom bench --help)");
+            throw Error(ErrorKind::kUsage, "bench what? decode, prefill, train, serve or masks (see fathom bench --help)");
         bench(*options, globals);
     });
 }
