@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "app/eval_model.h"
 #include "app/generate_model.h"
 #include "app/verb.h"
 #include "base/error.h"
@@ -165,7 +166,9 @@ void add_eval(CLI::App& app, Globals& globals) {
         "Examples:\n"
         "  fathom eval perplexity MODEL stories.txt --json\n"
         "  fathom eval perplexity MODEL valid.jsonl --context 2048 --stride 1024";
-    verb->footer(examples);
+    verb->footer(std::string(examples) +
+                 "\n  fathom eval choice MODEL copa.jsonl --output items.jsonl\n"
+                 "  fathom eval gsm8k MODEL test.jsonl --fewshot train.jsonl");
     action->footer(examples);
     auto options = std::make_shared<Options>();
     options->model.declare(*action);
@@ -183,6 +186,12 @@ void add_eval(CLI::App& app, Globals& globals) {
            "tokens between windows: smaller is slower and gives each token more context; 0: the context");
     tokens("--limit", options->limit, "take only the first N tokens of the file; 0: all");
     action->callback([options, &globals] { eval_perplexity(*options, globals); });
+    add_eval_choice(*verb, globals);
+    add_eval_math(*verb, globals);
+    add_eval_code(*verb, globals);
+    add_eval_needle(*verb, globals);
+    add_eval_reading(*verb, globals);
+    add_eval_translation(*verb, globals);
 }
 
 }  // namespace fathom

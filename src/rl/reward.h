@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
@@ -62,7 +63,10 @@ struct ProgramResult {
     std::vector<std::string> lines;
     std::string problem;
 };
+// kOwnFolder: it may read everything, and write below its own folder only, where the kernel allows to forbid that (Landlock).
+enum class ProgramWrites : uint8_t { kAnywhere, kOwnFolder };
 [[nodiscard]] ProgramResult run_line_program(std::span<const std::string> command, std::span<const std::string> input,
-                                             const std::filesystem::path& folder, std::chrono::milliseconds timeout);
+                                             const std::filesystem::path& folder, std::chrono::milliseconds timeout,
+                                             ProgramWrites writes = ProgramWrites::kAnywhere);
 
 }  // namespace fathom

@@ -1,0 +1,93 @@
+// What the tasks of fathom eval share: a model that answers many prompts at a time, files of items, and a file of results.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "app/generate_model.h"
+#include "infer/engine.h"
+#include "infer/stop_strings.h"
+
+namespace fathom {
+
+using EvalJson = nlohmann::ordered_json;
+
+struct EvalOptions {
+    ModelOptions model;
+    std::string output;  // one line per item; empty: none
+    int64_t limit = 0, batch = 16, context = 0;
+
+    // MODEL and what the tasks have in common.
+    void declare(CLI::App& action);
+};
+
+// The objects of a .jsonl file, at most `limit` of them; 0: all. Throws Error{kInput} naming file and line.
+[[nodiscard]] std::vector<EvalJson> read_json_lines(const std::string& path, int64_t limit = 0);
+// A string or a number of a record as text. Throws Error{kInput} naming the field when the record has none of the `names`.
+[[nodiscard]] std::string text_field(const EvalJson& record, std::span<const char* const> names);
+
+class Evaluation {
+public:
+    Evaluation(const EvalOptions& options, const Globals& globals, std::string task);
+
+    struct Reply {
+        std::string text;                   // before the stop string, and without special tokens
+        std::vector<TokenLogprobs> prompt;  // when asked for
+        bool complete = false;              // ended by itself or at a stop string, not at its longest
+    };
+    using Then = std::function<void(Reply&& reply)>;
+
+    [[nodiscard]] const OpenModel& model() const { return model_; }
+    [[nodiscard]] const Tokenizer& tokenizer() const { return *model_.tokenizer(); }
+    [[nodiscard]] int64_t max_length() const { return engine_->max_length(); }
+    // A greedy answer of at most `max_new_tokens` to a prompt.
+    [[nodiscard]] Request greedy(std::vector<int32_t> prompt, int64_t max_new_tokens) const;
+    // Queues a request; `then` is told the reply during run() and may ask for more. Only from run()'s `begin` or a `then`.
+    void ask(Request request, std::vector<std::string> stops, Then then);
+    // Calls begin(i) for every item, and works until all is answered.
+    void run(int64_t items, const std::function<void(int64_t item)>& begin);
+
+    // Keeps a line of results; `item` numbers them.
+    void record(int64_t item, EvalJson line) { lines_[item] = std::move(line); }
+    // Writes what was recorded to --output, in the items' order, and prints `summary`: as JSON, or a line per key.
+    void report(const EvalJson& summary) const;
+
+private:
+    struct Active {
+        StreamDecoder decoder;
+        StopStrings stops;
+        Then then;
+        Reply reply;
+    };
+
+    const EvalOptions& options_;
+    const Globals& globals_;
+    std::string task_;
+    OpenModel model_;
+    std::unique_ptr<Engine> engine_;
+    std::unordered_map<int64_t, Active> active_;
+    std::map<int64_t, EvalJson> lines_;
+
+    void take(TokenEvent& event);
+};
+
+// a / b, 0 for nothing of nothing.
+[[nodiscard]] inline double share(double part, int64_t whole) { return whole > 0 ? part / static_cast<double>(whole) : 0; }
+
+// The tasks, each a verb of fathom eval.
+void add_eval_choice(CLI::App& eval, Globals& globals);
+void add_eval_math(CLI::App& eval, Globals& globals);
+void add_eval_code(CLI::App& eval, Globals& globals);
+void add_eval_needle(CLI::App& eval, Globals& globals);
+void add_eval_reading(CLI::App& eval, Globals& globals);
+void add_eval_translation(CLI::App& eval, Globals& globals);
+
+}  // namespace fathom
