@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -126,6 +127,7 @@ TEST_F(EvalTasks, NumbersAreJudgedAndItemsWritten) {
 
 // The prompts hold whole programs; what a story model adds to them is a comment.
 TEST_F(EvalTasks, ProgramsRunOnlyWhenAllowedAndAreJudgedByTheirTests) {
+    if (std::system("python3 -c 0 >/dev/null 2>&1") != 0) GTEST_SKIP() << "no python3 here";
     std::string items;
     const auto add = [&](const std::string& program, const std::string& check) {
         const Json task{{"task_id", std::to_string(items.size())},
@@ -143,7 +145,7 @@ TEST_F(EvalTasks, ProgramsRunOnlyWhenAllowedAndAreJudgedByTheirTests) {
     add("def one():\n    open('" + outside + "', 'w').write('x')", "f()");
     const std::string path = file("code.jsonl", items);
     EXPECT_EQ(run("humaneval", path).code, 2);
-    const Outcome result = run("humaneval", path + " --allow-code-execution --max-new-tokens 1 --timeout 2");
+    const Outcome result = run("humaneval", path + " --allow-code-execution --max-new-tokens 1 --timeout 5");
     ASSERT_EQ(result.code, 0) << read_text(folder / "stderr");
     ASSERT_EQ(result.lines.size(), 6u);
     for (const size_t i : {0, 4}) EXPECT_EQ(result.lines[i]["passed"], true) << result.lines[i];
