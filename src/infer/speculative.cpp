@@ -9,8 +9,7 @@
 // with probability min(1, p(d) / 1) and else the token is drawn from p without d. Drawing x from p and comparing it with d does
 // just that. So a request's tokens are a function of the model's logits and the request's random numbers, with drafts and
 // without: the distribution is the model's, under one arithmetic (docs/decisions/001) the tokens are even the same. A draft
-// drawn with another random number would be right as often as two independent draws agree; with the same one a good module is
-// right nearly always, at any temperature.
+// drawn with another random number would be right only as often as two independent draws agree.
 #include <algorithm>
 #include <utility>
 
