@@ -18,8 +18,8 @@ using Json = EvalJson;
 
 struct Options {
     EvalOptions common;
-    std::string file, fewshot, delimiter = " ";
-    int64_t shots = 0;
+    FewShotOptions items;
+    std::string delimiter = " ";
 };
 
 [[noreturn]] void refuse(const Json& record, const std::string& what) {
@@ -110,19 +110,19 @@ public:
     ChoiceTask(const Options& options, const Globals& globals)
         : options_(options),
           evaluation_(options.common, globals, "choice") {
-        for (const Json& record : read_json_lines(options.file)) {
+        for (const Json& record : read_json_lines(options.items.file)) {
             if (record.value("split", Json()) == "dev") {
                 shots_.push_back(read_choice(record, options.delimiter));
             } else if (options.common.limit == 0 || std::ssize(items_) < options.common.limit) {
                 items_.push_back(read_choice(record, options.delimiter));
             }
         }
-        if (!options.fewshot.empty()) {
+        if (!options.items.fewshot.empty()) {
             shots_.clear();
-            for (const Json& record : read_json_lines(options.fewshot))
+            for (const Json& record : read_json_lines(options.items.fewshot))
                 shots_.push_back(read_choice(record, options.delimiter));
         }
-        if (options.shots > 0 && shots_.empty()) {
+        if (options.items.shots > 0 && shots_.empty()) {
             throw Error(ErrorKind::kUsage,
                         "--num-fewshot: give the examples with --fewshot, or as items with \"split\": \"dev\"");
         }
@@ -154,7 +154,7 @@ private:
         std::string text = choice_header(item.subject);
         int64_t count = 0;
         for (const ChoiceItem& shot : shots_) {
-            if (count == options_.shots) break;
+            if (count == options_.items.shots) break;
             if (shot.subject != item.subject || shot.context(0) == item.context(0)) continue;
             text += shot.solved() + "\n\n";
             ++count;
@@ -225,7 +225,7 @@ private:
             if (!item.subject.empty()) line["subject"] = item.subject;
             evaluation_.record(static_cast<int64_t>(i), std::move(line));
         }
-        Json summary{{"items", items_.size()}, {"num_fewshot", options_.shots}};
+        Json summary{{"items", items_.size()}, {"num_fewshot", options_.items.shots}};
         const int64_t choices = std::ssize(items_) - clozes;
         if (choices > 0) {
             const double accuracy = share(static_cast<double>(right), choices);
@@ -259,13 +259,7 @@ void add_eval_choice(CLI::App& eval, Globals& globals) {
         "  fathom eval choice MODEL mmlu_test.jsonl --fewshot mmlu_dev.jsonl --num-fewshot 5 --output items.jsonl\n"
         "  fathom eval choice MODEL arc_easy.jsonl --delimiter $'\\nAnswer: '");
     options->common.declare(*action);
-    action->add_option("file", options->file, "JSON Lines: query and choices, question and options, or a cloze")
-        ->required()
-        ->type_name("FILE");
-    action->add_option("--fewshot", options->fewshot, "solved examples, in the same form")->type_name("FILE");
-    action->add_option("--num-fewshot", options->shots, "of them in front of every item")
-        ->type_name("N")
-        ->check(CLI::Range(0, 1000));
+    options->items.declare(*action, "JSON Lines: query and choices, question and options, or a cloze");
     action->add_option("--delimiter", options->delimiter, "between query and choice")->type_name("TEXT");
     action->callback([options, &globals] { ChoiceTask(*options, globals).run(); });
 }

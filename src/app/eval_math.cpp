@@ -16,8 +16,9 @@ using Json = EvalJson;
 
 struct Options {
     EvalOptions common;
-    std::string file, fewshot, chat_format = "auto";
-    int64_t shots = 5, max_new_tokens = 400;
+    FewShotOptions items{.shots = 5};
+    std::string chat_format = "auto";
+    int64_t max_new_tokens = 400;
     bool thinking = false;
 };
 
@@ -60,11 +61,12 @@ public:
         : options_(options),
           evaluation_(options.common, globals, "gsm8k"),
           format_(choose_chat_format(evaluation_.model(), options.common.model.model, options.chat_format)) {
-        for (const Json& record : read_json_lines(options.file, options.common.limit))
+        for (const Json& record : read_json_lines(options.items.file, options.common.limit))
             problems_.push_back(read_problem(record));
-        if (options.fewshot.empty()) return;
+        if (options.items.fewshot.empty()) return;
         // One more than is shown: an item is never its own example.
-        for (const Json& record : read_json_lines(options.fewshot, options.shots + 1)) shots_.push_back(read_problem(record));
+        for (const Json& record : read_json_lines(options.items.fewshot, options.items.shots + 1))
+            shots_.push_back(read_problem(record));
     }
 
     void run() {
@@ -86,7 +88,7 @@ public:
         });
         const int64_t items = std::ssize(problems_);
         evaluation_.report({{"items", items},
-                            {"num_fewshot", std::min<int64_t>(options_.shots, std::ssize(shots_))},
+                            {"num_fewshot", std::min<int64_t>(options_.items.shots, std::ssize(shots_))},
                             {"exact_match", share(static_cast<double>(exact_), items)},
                             {"flexible_match", share(static_cast<double>(flexible_), items)},
                             {"no_answer", share(static_cast<double>(silent_), items)},
@@ -105,7 +107,7 @@ private:
         std::vector<ChatMessage> messages;
         int64_t count = 0;
         for (const Problem& shot : shots_) {
-            if (count == options_.shots) break;
+            if (count == options_.items.shots) break;
             if (shot.question == problem.question) continue;
             text += fmt::format("Question: {}\nAnswer: {}\n\n", shot.question, shot.solution);
             messages.push_back({Role::kUser, shot.question});
@@ -148,13 +150,7 @@ void add_eval_math(CLI::App& eval, Globals& globals) {
         "  fathom eval gsm8k MODEL test.jsonl --fewshot train.jsonl --num-fewshot 5\n"
         "  fathom eval gsm8k CHAT_MODEL test.jsonl --thinking --max-new-tokens 4096 --output items.jsonl");
     options->common.declare(*action);
-    action->add_option("file", options->file, "JSON Lines with question and answer (\"... #### 42\", \\boxed{42}, or plain)")
-        ->required()
-        ->type_name("FILE");
-    action->add_option("--fewshot", options->fewshot, "solved examples, in the same form")->type_name("FILE");
-    action->add_option("--num-fewshot", options->shots, "of them in front of every item")
-        ->type_name("N")
-        ->check(CLI::Range(0, 1000));
+    options->items.declare(*action, "JSON Lines with question and answer (\"... #### 42\", \\boxed{42}, or plain)");
     action->add_option("--max-new-tokens", options->max_new_tokens, "of an answer")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 30));

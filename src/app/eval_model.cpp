@@ -37,6 +37,12 @@ void EvalOptions::declare(CLI::App& action) {
     number("--context", context, "longest prompt and answer; 0: what the model reads, at most 16384", 0);
 }
 
+void FewShotOptions::declare(CLI::App& action, const std::string& what_the_file_is) {
+    action.add_option("file", file, what_the_file_is)->required()->type_name("FILE");
+    action.add_option("--fewshot", fewshot, "solved examples, in the same form")->type_name("FILE");
+    action.add_option("--num-fewshot", shots, "of them in front of every item")->type_name("N")->check(CLI::Range(0, 1000));
+}
+
 std::vector<EvalJson> read_json_lines(const std::string& path, int64_t limit) {
     std::ifstream file(path);
     if (!file) throw Error(ErrorKind::kIo, fmt::format("{}: cannot be read", path));

@@ -29,6 +29,14 @@ struct EvalOptions {
     void declare(CLI::App& action);
 };
 
+// The items of a task, and how many solved ones stand in front of each.
+struct FewShotOptions {
+    std::string file, fewshot;
+    int64_t shots = 0;
+
+    void declare(CLI::App& action, const std::string& what_the_file_is);
+};
+
 // The objects of a .jsonl file, at most `limit` of them; 0: all. Throws Error{kInput} naming file and line.
 [[nodiscard]] std::vector<EvalJson> read_json_lines(const std::string& path, int64_t limit = 0);
 // A string or a number of a record as text. Throws Error{kInput} naming the field when the record has none of the `names`.
