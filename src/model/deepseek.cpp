@@ -18,7 +18,7 @@ Attention make_attention(const ModelConfig& c) {
                     c.softmax_scale(), pairing});
     }
     return Mla({c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim,
-                c.v_head_dim, c.attention_bias, c.softmax_scale(), pairing});
+                c.v_head_dim, c.attention_bias, c.softmax_scale(), pairing, c.latent_norm_eps()});
 }
 
 FeedForward make_feed_forward(const ModelConfig& c, int64_t layer) {

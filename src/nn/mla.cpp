@@ -3,20 +3,17 @@
 namespace fathom {
 namespace {
 
-// transformers and DeepSeek's code build the two latent norms with their default, whatever rms_norm_eps says.
-constexpr double kLatentNormEps = 1e-6;
-
 // [n, h, width] channels [begin, end) of every head.
 Tensor channels(const Tensor& x, int64_t begin, int64_t end) { return x.slice(2, begin, end); }
 
 }  // namespace
 
-Mla::Mla(const MlaConfig& config) : config_(config), kv_norm_(config.kv_lora_rank, kLatentNormEps) {
+Mla::Mla(const MlaConfig& config) : config_(config), kv_norm_(config.kv_lora_rank, config.latent_norm_eps) {
     const auto& c = config_;
     const int64_t q_rows = c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim);
     if (c.q_lora_rank > 0) {
         wq_a_ = Linear(c.q_lora_rank, c.hidden_size, c.attention_bias);
-        q_norm_ = RmsNorm(c.q_lora_rank, kLatentNormEps);
+        q_norm_ = RmsNorm(c.q_lora_rank, c.latent_norm_eps);
         wq_b_ = Linear(q_rows, c.q_lora_rank);
     } else {
         wq_ = Linear(q_rows, c.hidden_size);

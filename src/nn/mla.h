@@ -20,6 +20,7 @@ struct MlaConfig {
     bool attention_bias = false;      // on the two down-projections and the output
     double softmax_scale = 0;
     RopePairing pairing = RopePairing::kInterleaved;
+    double latent_norm_eps = 1e-6;  // of the norms of c_q and c_kv, whatever rms_norm_eps says (ModelConfig::latent_norm_eps)
 };
 
 class Mla {
