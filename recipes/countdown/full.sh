@@ -39,7 +39,7 @@ if [[ ${SMALL:-0} != 0 ]]; then
         distill.prompts_per_step=48 distill.max_completion_length=16)
     reward=(training.dtype=f32 training.steps=40 training.rows_per_batch=16 optimizer.lr=2e-3 checkpoint.every=20 metrics.valid_every=20
         reward.pairs_per_step=24)
-    rules=(--count 2 --largest 24 --correct 0.4) questions=800 held_out=200 candidates=800 answers=16 batch=256
+    rules=(--count 2 --largest 40 --correct 0.4) questions=800 held_out=200 candidates=800 answers=16 batch=256
 fi
 
 wants() { [[ $stages == *" $1 "* ]]; }
@@ -93,8 +93,9 @@ done
 if wants cold; then
     begin cold
     sample "$data/cold" "$(last zero)" "$data/train.jsonl" --limit "$((candidates / 4))" -n 4 --best 1
+    # Three passes over these few answers: more would learn them by heart and leave nothing to explore.
     train sft cold sft "model.init_from=$(best base)" "data.train=$data/cold.jsonl" "data.valid=$data/sft-valid.jsonl" \
-        optimizer.lr=2e-4 training.steps=300 checkpoint.every=100 metrics.valid_every=100 "${model[@]}" "${cold[@]}"
+        optimizer.lr=2e-4 lr_scheduler.warmup_steps=5 training.steps=30 checkpoint.every=10 metrics.valid_every=10 "${model[@]}" "${cold[@]}"
     end cold
 fi
 if wants rl; then

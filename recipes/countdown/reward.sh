@@ -5,7 +5,7 @@
 # and the SFT checkpoint. Prints one line of JSON. Fails below 75 % pairwise accuracy, or where lengths alone give more than 55 %.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-seed=${1:-1} steps=${2:-300}
+seed=${1:-1} steps=${2:-600}
 fathom=${FATHOM:-build/fathom}
 out=$(readlink -f "${OUT:-runs/countdown-tiny/$seed}")
 data=$out/data

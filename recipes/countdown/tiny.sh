@@ -14,7 +14,7 @@ out=$(readlink -f "$out")
 data=$out/data
 
 if [[ ! -f $data/tokenizer/tokenizer.json ]]; then
-    "$fathom" data countdown --out "$data" --count 2 --largest 24 --max-target 100 --train 700 --valid 500 --correct 0.35 --seed "$seed"
+    "$fathom" data countdown --out "$data" --count 2 --largest 40 --max-target 100 --train 1600 --valid 500 --correct 0.35 --seed "$seed"
     "$fathom" tokenizer train "$data/text.txt" --vocab-size 290 --out "$data/tokenizer"
 fi
 common=("job.seed=$seed" "model.tokenizer=$data/tokenizer")

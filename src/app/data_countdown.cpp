@@ -30,6 +30,7 @@ struct Options {
 
 struct Question {
     Json record;               // prompt, and what the rewards need
+    std::string problem;       // what is asked, whatever the order of the numbers
     std::string right, wrong;  // demonstrations
     std::string near_miss;     // of a sum in words: the right one with another result
     CountdownTask task;        // of a countdown
@@ -90,6 +91,7 @@ Question make_question(const Options& options, Rng& rng, Rng& misses) {
         };
         const auto off = static_cast<int64_t>(1 + rng.below(9));
         return {{{"prompt", task.question + "\n"}, {"answer", std::to_string(task.answer)}},
+                fmt::format("{}", fmt::join(task.steps, "; ")),  // whoever has them, and of what
                 write(task.answer),
                 write(task.answer + off),
                 write(task.answer + (misses.below(2) == 0 ? off : -off)),
@@ -98,19 +100,37 @@ Question make_question(const Options& options, Rng& rng, Rng& misses) {
     CountdownTask task = make_countdown(options.rules, rng);
     const std::string prompt = fmt::format("{} -> {}: ", fmt::join(task.nums, " "), task.target);
     std::string wrong = wrong_expression(task, options.rules, rng);
-    return {{{"prompt", prompt}, {"nums", task.nums}, {"target", task.target}}, task.solution, std::move(wrong), "", task};
+    std::vector<int64_t> sorted = task.nums;
+    std::ranges::sort(sorted);
+    return {{{"prompt", prompt}, {"nums", task.nums}, {"target", task.target}},
+            fmt::format("{} -> {}", fmt::join(sorted, " "), task.target),
+            task.solution,
+            std::move(wrong),
+            "",
+            task};
 }
+
+// The files of one side, training or held out.
+struct Split {
+    std::string questions, demonstrations, pairs;
+
+    void add(const Question& question, const std::string& demonstration) {
+        const Json& prompt = question.record["prompt"];
+        questions += question.record.dump() + "\n";
+        demonstrations += Json{{"prompt", prompt}, {"completion", demonstration}}.dump() + "\n";
+        if (question.near_miss.empty()) return;
+        pairs += Json{{"prompt", prompt}, {"chosen", question.right}, {"rejected", question.near_miss}}.dump() + "\n";
+    }
+};
 
 void countdown(const Options& options) {
     if (options.task != "countdown" && options.task != "words")
         throw Error(ErrorKind::kUsage, fmt::format("--task {}: it must be countdown or words", options.task));
     Rng rng(static_cast<uint64_t>(options.seed), 0xC0), misses(static_cast<uint64_t>(options.seed), 0xC1);
     Rng held_out(static_cast<uint64_t>(options.seed), 0xC2);
-    const auto demonstration = [&](const Question& question, Rng& draws) {
-        return draws.uniform() < options.correct ? question.right : question.wrong;
-    };
-    std::set<std::string> seen;
-    std::string sft, valid_sft, train, valid, text, pairs, valid_pairs;
+    std::set<std::string> prompts, held_out_problems;
+    Split train, valid;
+    std::string text;
     for (int64_t made = 0, attempts = 0; made < options.valid + options.train; ++attempts) {
         if (attempts > 100 * (options.valid + options.train) + 10'000) {
             throw Error(ErrorKind::kUsage,
@@ -118,26 +138,25 @@ void countdown(const Options& options) {
         }
         Question question = make_question(options, rng, misses);
         const std::string prompt = question.record["prompt"];
-        if (!seen.insert(prompt).second) continue;
-        (made < options.valid ? valid : train) += question.record.dump() + "\n";
+        const bool trains = made >= options.valid;
+        const bool known =
+            trains ? held_out_problems.contains(question.problem) : !held_out_problems.insert(question.problem).second;
+        if (known || !prompts.insert(prompt).second) continue;
+        ++made;
         if (!question.task.nums.empty()) question.near_miss = near_miss(question.task, misses);
-        if (!question.near_miss.empty()) {
-            (made < options.valid ? valid_pairs : pairs) +=
-                Json{{"prompt", prompt}, {"chosen", question.right}, {"rejected", question.near_miss}}.dump() + "\n";
-        }
-        const bool trains = made++ >= options.valid;
-        const std::string said = demonstration(question, trains ? rng : held_out);
-        (trains ? sft : valid_sft) += Json{{"prompt", prompt}, {"completion", said}}.dump() + "\n";
+        const bool right = (trains ? rng : held_out).uniform() < options.correct;
+        const std::string& said = right ? question.right : question.wrong;
+        (trains ? train : valid).add(question, said);
         if (trains) text += prompt + said + "\n";
     }
     fs::create_directories(options.out);
     const fs::path out(options.out);
-    write_text_atomically(out / "sft.jsonl", sft);
-    write_text_atomically(out / "sft-valid.jsonl", valid_sft);
-    write_text_atomically(out / "train.jsonl", train);
-    write_text_atomically(out / "valid.jsonl", valid);
-    write_text_atomically(out / "pairs.jsonl", pairs);
-    write_text_atomically(out / "pairs-valid.jsonl", valid_pairs);
+    write_text_atomically(out / "sft.jsonl", train.demonstrations);
+    write_text_atomically(out / "sft-valid.jsonl", valid.demonstrations);
+    write_text_atomically(out / "train.jsonl", train.questions);
+    write_text_atomically(out / "valid.jsonl", valid.questions);
+    write_text_atomically(out / "pairs.jsonl", train.pairs);
+    write_text_atomically(out / "pairs-valid.jsonl", valid.pairs);
     write_text_atomically(out / "text.txt", text);
     fmt::print("{}: {} questions to train on, {} held out\n", options.out, options.train, options.valid);
 }
@@ -151,10 +170,10 @@ void add_data_countdown(CLI::App& data) {
         "Examples:\n"
         "  fathom data countdown --out runs/countdown/data --count 3 --largest 30\n"
         "  fathom data countdown --task words --steps 4 --out runs/words/data\n"
-        "Writes train.jsonl and valid.jsonl (questions, none in both), sft.jsonl and sft-valid.jsonl (their demonstrations),\n"
-        "text.txt (sft.jsonl as plain text, for `fathom tokenizer train`), and pairs.jsonl and pairs-valid.jsonl (right "
-        "answers\n"
-        "against near misses of the same length, for `fathom reward`).");
+        "Writes train.jsonl and valid.jsonl (questions; no problem is in both, not even with its\n"
+        "numbers in another order), sft.jsonl and sft-valid.jsonl (their demonstrations), text.txt (sft.jsonl as plain text,\n"
+        "for `fathom tokenizer train`), and pairs.jsonl and pairs-valid.jsonl (right answers against near misses of the same\n"
+        "length, for `fathom reward`).");
     verb->add_option("--out", options->out, "folder to write to")->required()->type_name("DIR");
     verb->add_option("--task", options->task, "countdown, or words: sums told in words")->type_name("TASK");
     verb->add_option("--count", options->rules.count, "numbers of a countdown")->check(CLI::Range(2, 6))->type_name("N");
