@@ -30,7 +30,7 @@ struct Case {
     double seconds = 1e30;
 };
 
-enum class Form : uint8_t { kForward, kDgrad, kWgrad };
+enum class Form : uint8_t { kForward, kPanels, kDgrad, kWgrad };  // kPanels: forward, cpu/number_panel.h
 
 class Cases {
 public:
@@ -83,8 +83,9 @@ private:
     GemmProduct product(Form form, DType weights, int64_t n, int64_t in, int64_t out) {
         GemmProduct p;
         p.m = form == Form::kWgrad ? out : n;
-        p.n = form == Form::kForward ? out : in;
-        p.k = form == Form::kForward ? in : form == Form::kDgrad ? out : n;
+        const bool forward = form == Form::kForward || form == Form::kPanels;
+        p.n = forward ? out : in;
+        p.k = forward ? in : form == Form::kDgrad ? out : n;
         p.c = activation(p.m * p.n);
         p.c_row = p.n;
         p.a = activation(p.m * p.k);
@@ -92,6 +93,7 @@ private:
         p.a_k = form == Form::kWgrad ? p.m : 1;
         p.b = {take(weights_, weights_used_, p.n * p.k * size_of(weights)), weights, form == Form::kForward ? p.k : p.n,
                form == Form::kForward};
+        if (form == Form::kPanels) p.b.panels = true, p.b.stride = Weight::kPanelRows * p.k;
         p.accumulate = form == Form::kWgrad;
         return p;
     }
@@ -130,6 +132,11 @@ void add_products(Cases& cases) {
     cases.add("32 experts x 12 rows 2048 -> 1408 bf16", Form::kForward, bf16, 32, 12, 2048, 1408, true);
     for (const int64_t n : {1, 2, 4, 8, 12, 16, 24, 32})
         cases.add(fmt::format("{} rows 16 x [4096, 4096] bf16", n), Form::kForward, bf16, 16, n, 4096, 4096, false);
+    for (const int64_t n : {1, 2, 4, 8, 16, 24, 32, 512})
+        cases.add(fmt::format("{} rows 16 x [4096, 4096] bf16 panels", n), Form::kPanels, bf16, n == 512 ? 1 : 16, n, 4096, 4096,
+                  false);
+    cases.add("1 row 64 experts [2048, 1408] bf16 panels", Form::kPanels, bf16, 64, 1, 2048, 1408, true);
+    cases.add("1 row 16 x [4096, 4096] f16 panels", Form::kPanels, DType::kF16, 16, 1, 4096, 4096, false);
     cases.add("1 row 8 x [4096, 4096] f32", Form::kForward, DType::kF32, 8, 1, 4096, 4096, false);
     cases.add("1 row 16 x [4096, 4096] f16", Form::kForward, DType::kF16, 16, 1, 4096, 4096, false);
     cases.add("1 row 16 x [4096, 4096] fp8", Form::kForward, DType::kF8E4M3, 16, 1, 4096, 4096, false);

@@ -49,7 +49,7 @@ public:
 
     void run() {
         const GgufTensor* keys = file_.find("blk.0.attn_k_b.weight");
-        if (keys != nullptr && keys->block != BlockType::kNone && !dtype_ && pack_) loaded_.model->split_kv_b();
+        if (keys != nullptr && keys->dtype != DType::kF32 && !dtype_ && pack_) loaded_.model->split_kv_b();
         loaded_.model->visit([this](const std::string& name, Param& param) { bind(name, param); });
         if (!problems_.empty()) throw Error(ErrorKind::kInput, summary());
     }
@@ -110,7 +110,6 @@ private:
         const DType wanted = f32_always ? DType::kF32 : dtype_.value_or(tensor.dtype);
         if (wanted != tensor.dtype || !ops_.sees_host_memory()) return converted(tensor, first, param, wanted);
         if (!param.is_matrix()) return {Tensor(tensor.data, tensor.dtype, {param.rows})};
-        if (tensor.block == BlockType::kNone) return tensor.matrix().rows(first, first + param.rows);
         return packed(tensor, param).rows(first, first + param.rows);
     }
 
@@ -120,7 +119,9 @@ private:
         if (found != packed_.end()) return found->second;
         Weight weight = tensor.matrix();
         const bool table_only = tensor.name == "token_embd.weight" && !loaded_.config.tie_word_embeddings;
-        if (pack_ && param.rows % Weight::kPanelRows == 0 && !table_only) {
+        // Absorbed attention multiplies by both halves of kv_b, by one of them along its rows.
+        const bool both_ways = tensor.block == BlockType::kNone && tensor.name.ends_with("kv_b.weight");
+        if (pack_ && !dtype_ && !both_ways && param.rows % Weight::kPanelRows == 0 && !table_only) {
             const Weight result = ops_.pack(weight, *loaded_.weights);
             if (result.codes.data != weight.codes.data) release_pages(tensor);
             weight = result;

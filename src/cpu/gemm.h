@@ -22,6 +22,7 @@ struct GemmMatrix {
     DType dtype = DType::kF32;      // kF32, kBF16, kF16 or kF8E4M3
     int64_t stride = 0;             // elements between stored rows
     bool transposed = false;        // false: stored [k, n]; true: stored [n, k]
+    bool panels = false;            // stored [n / 16, k, 16] (cpu/number_panel.h); stride: between panels; not kF8E4M3
     const float* scales = nullptr;  // kF8E4M3: one factor per 128x128 block of the stored matrix, or none
     int64_t scales_stride = 0;
     int64_t row0 = 0;  // place of stored row 0 in the grid of scales

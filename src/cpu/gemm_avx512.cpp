@@ -17,6 +17,7 @@ struct Lanes16 {
     static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static void store(float* to, Float x) { _mm512_storeu_ps(to, x); }
     static void store_first(float* to, Float x, int count) { _mm512_mask_storeu_ps(to, first(count), x); }
+    static void prefetch(const void* from) { _mm_prefetch(from, _MM_HINT_T0); }
     static void prefetch_to_l2(const void* from) { _mm_prefetch(from, _MM_HINT_T1); }
 
     static __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }

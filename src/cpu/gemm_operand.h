@@ -18,6 +18,8 @@ struct Slivers {
     int64_t at(int64_t i) const { return begin + (end - begin) * i / count; }
 };
 
+inline constexpr int64_t kPanelColumns = Weight::kPanelRows;
+
 // The stored matrix with its element type known.
 template <class T>
 struct Stored {
@@ -26,6 +28,10 @@ struct Stored {
 
     explicit Stored(const GemmMatrix& m) : data(static_cast<const T*>(m.data)), matrix(m) {}
     const T* at(int64_t row, int64_t column) const { return data + row * matrix.stride + column; }
+    // B[k, n] of panels.
+    const T* in_panel(int64_t k, int64_t n) const {
+        return data + n / kPanelColumns * matrix.stride + k * kPanelColumns + n % kPanelColumns;
+    }
     bool scaled() const { return std::is_same_v<T, Float8E4M3> && matrix.scales != nullptr; }
     float scale(int64_t row, int64_t column) const {
         return matrix.scales[(row + matrix.row0) / kFp8Block * matrix.scales_stride + column / kFp8Block];

@@ -130,6 +130,17 @@ void pack_half_transposed(float* panel, const Stored<T>& b, int64_t k0, int64_t 
     }
 }
 
+// Stored in panels of 16 columns, all of which exist.
+template <class V, class T>
+void copy_panel(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
+    const bool two = n > V::kLanes;
+    const T *left = b.in_panel(k0, n0), *right = two ? b.in_panel(k0, n0 + V::kLanes) : left;
+    for (int64_t l = 0; l < k; ++l, panel += 2 * V::kLanes) {
+        V::store(panel, V::load(left + l * kPanelColumns));
+        V::store(panel + V::kLanes, two ? V::load(right + l * kPanelColumns) : V::zero());
+    }
+}
+
 // Packs B[k0 : k0 + k, n0 : n1] into panels [k][2 lanes].
 template <class V, class T>
 void pack_b(float* to, const GemmMatrix& matrix, int64_t k0, int64_t k, int64_t n0, int64_t n1) {
@@ -137,6 +148,10 @@ void pack_b(float* to, const GemmMatrix& matrix, int64_t k0, int64_t k, int64_t 
     const Stored<T> b(matrix);
     for (; n0 < n1; n0 += width, to += k * width) {
         const int64_t n = std::min(width, n1 - n0);
+        if (matrix.panels) {
+            copy_panel<V>(to, b, k0, k, n0, n);
+            continue;
+        }
         if (!matrix.transposed) {
             pack_panel<V>(to, b, k0, k, n0, n);
             continue;

@@ -27,10 +27,12 @@ GemmMatrix stored(const Weight& w, Form form, std::string_view what) {
     const Tensor& codes = w.codes;
     const bool known = codes.dtype == DType::kF32 || codes.dtype == DType::kBF16 || codes.dtype == DType::kF16;
     const bool fp8 = codes.dtype == DType::kF8E4M3 && w.scheme == Scheme::kFp8Block;
-    check(codes.rank == 2 && (fp8 || (known && w.scheme == Scheme::kPlain)),
+    const bool panels = is_number_panels(w) && form == Form::kForward;
+    check(codes.rank == 2 && (fp8 || (known && (panels || w.scheme == Scheme::kPlain))),
           fmt::format("{}: a weight {}", what, codes.describe()));
     check(codes.dim(1) <= 1 || codes.stride[1] == 1, fmt::format("{}: the weight's rows are not contiguous", what));
     GemmMatrix b{codes.data, codes.dtype, codes.stride[0], form == Form::kForward};
+    b.panels = panels;
     if (!fp8) return b;
     const auto blocks = [](int64_t size) { return (size + kFp8Block - 1) / kFp8Block; };
     check(w.scales.rank == 2 && w.scales.dtype == DType::kF32 && w.scales.dim(0) >= blocks(w.row0 + codes.dim(0)) &&
@@ -134,7 +136,7 @@ void check_quantized(const QuantProduct& p, QuantForm form, std::string_view wha
 std::vector<QuantProduct> quantized_groups(const Tensor& c, const Tensor& a, std::span<const Weight> w, const Tensor& offsets,
                                            QuantForm form, std::string_view what) {
     std::vector<QuantProduct> products;
-    if (w.empty() || !is_quantized(w[0])) return products;
+    if (w.empty() || !is_quantized(w[0], form)) return products;
     check_activation(c, 2, what);
     check_activation(a, 2, what);
     const auto starts = checked_offsets(offsets, w.size(), c, what);
@@ -148,7 +150,7 @@ std::vector<QuantProduct> quantized_groups(const Tensor& c, const Tensor& a, std
 std::vector<QuantProduct> quantized_heads(const Tensor& c, const Tensor& a, std::span<const Weight> w, QuantForm form,
                                           std::string_view what) {
     std::vector<QuantProduct> products;
-    if (w.empty() || !is_quantized(w[0])) return products;
+    if (w.empty() || !is_quantized(w[0], form)) return products;
     check_activation(c, 3, what);
     check_activation(a, 3, what);
     for (size_t j = 0; j < w.size(); ++j) {
@@ -163,7 +165,7 @@ std::vector<QuantProduct> quantized_heads(const Tensor& c, const Tensor& a, std:
 void CpuOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     check_activation(y, 2, "matmul");
     check_activation(x, 2, "matmul");
-    if (is_quantized(w)) {
+    if (is_quantized(w, QuantForm::kForward)) {
         const QuantProduct p{y, x, w};
         check_quantized(p, QuantForm::kForward, "matmul");
         return multiply_quantized({&p, 1}, QuantForm::kForward, pool_, isa_, scratch_);
@@ -174,7 +176,7 @@ void CpuOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
 void CpuOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) {
     check_activation(dx, 2, "matmul_dgrad");
     check_activation(dy, 2, "matmul_dgrad");
-    if (is_quantized(w)) {
+    if (is_quantized(w, QuantForm::kDgrad)) {
         const QuantProduct p{dx, dy, w};
         check_quantized(p, QuantForm::kDgrad, "matmul_dgrad");
         return multiply_quantized({&p, 1}, QuantForm::kDgrad, pool_, isa_, scratch_);
@@ -223,7 +225,7 @@ void CpuOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const W
 }
 
 void CpuOps::gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) {
-    if (!is_quantized(w)) return gather_rows(y, w.codes, rows);
+    if (w.scheme == Scheme::kPlain) return gather_rows(y, w.codes, rows);
     check_tensor("gather_weight_rows", "y", y, DType::kF32, {kAny, w.in_features()});
     check_tensor("gather_weight_rows", "rows", rows, DType::kI32, {y.dim(0)});
     const auto* at = rows.as<int32_t>();
@@ -236,8 +238,15 @@ void CpuOps::gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& 
 }
 
 Weight CpuOps::pack(const Weight& w, Arena& arena) {
-    if (!has_panels(w)) return w;
     Weight packed = w;
+    if (has_number_panels(w)) {
+        packed.scheme = Scheme::kPanels;
+        packed.codes =
+            arena.allocate(w.codes.dtype, {w.out_features() / Weight::kPanelRows, w.in_features() * Weight::kPanelRows});
+        pack_weight(packed.codes, w, pool_);
+        return packed;
+    }
+    if (!has_panels(w)) return w;
     const int64_t blocks = w.in_features() / traits_of(w.block).elements;
     packed.scheme = Scheme::kPanels;
     packed.codes = arena.allocate(DType::kU8, {w.out_features() / Weight::kPanelRows, blocks * traits_of(w.block).panel_bytes});

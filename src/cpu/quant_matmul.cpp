@@ -131,6 +131,10 @@ void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, I
 
 // Lanes [first, last) of a panel, `stride` floats apart.
 void decode_panel_rows(float* y, int64_t stride, const Weight& w, int64_t panel, int64_t first, int64_t last) {
+    if (is_number_panels(w)) {
+        for (int64_t r = first; r < last; ++r) decode_number_lane(y + (r - first) * stride, w, panel, r);
+        return;
+    }
     const int64_t steps = w.in_features() / kPanelStep;
     const auto* from = w.codes.as<const uint8_t>() + panel * w.codes.stride[0];
     PanelStep step;
@@ -207,7 +211,12 @@ void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, 
 
 void pack_weight(const Tensor& to, const Weight& w, ThreadPool& pool) {
     pool.parallel_for(to.dim(0), 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t panel = begin; panel < end; ++panel) pack_panel(to.as<uint8_t>() + panel * to.stride[0], w, panel);
+        for (int64_t panel = begin; panel < end; ++panel) {
+            if (to.dtype == DType::kU8)
+                pack_panel(to.as<uint8_t>() + panel * to.stride[0], w, panel);
+            else
+                pack_number_panel(to.as<uint16_t>() + panel * to.stride[0], w, panel);
+        }
     });
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/threads.h"
 #include "cpu/isa.h"
+#include "cpu/number_panel.h"
 #include "cpu/scratch.h"
 #include "tensor/tensor.h"
 
@@ -22,7 +23,11 @@ struct QuantProduct {
     Weight w;
 };
 
-[[nodiscard]] inline bool is_quantized(const Weight& w) { return w.scheme != Scheme::kPlain && w.scheme != Scheme::kFp8Block; }
+// Whether a product goes here; if not, it is one of cpu/gemm.h. Panels of numbers come here to be laid out in rows again.
+[[nodiscard]] inline bool is_quantized(const Weight& w, QuantForm form) {
+    if (is_number_panels(w)) return form == QuantForm::kDgrad;
+    return w.scheme != Scheme::kPlain && w.scheme != Scheme::kFp8Block;
+}
 
 // Shapes are the caller's to check, but for K: panels and blocks need no tails because their columns are whole blocks.
 void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch);
@@ -30,7 +35,7 @@ void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, 
 // y[0:in] = row `row` of a quantized weight.
 void decode_weight_row(float* y, const Weight& w, int64_t row);
 
-// `to` [out / 16, bytes] = the panels of w (has_panels).
+// `to` [out / 16, ...] = the panels of w (has_panels or has_number_panels).
 void pack_weight(const Tensor& to, const Weight& w, ThreadPool& pool);
 
 }  // namespace fathom

@@ -36,8 +36,11 @@ Roofline measure_roofline(ThreadPool& threads) {
 
     const int64_t last_cache = std::max<int64_t>(::sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
     const Buffer buffer = Buffer::host(std::clamp(4 * last_cache, kMinBuffer, kMaxBuffer));
-    const auto* values = static_cast<const float*>(buffer.data());
+    auto* const values = static_cast<float*>(buffer.data());
     const int64_t count = buffer.bytes() / static_cast<int64_t>(sizeof(float)) / kChunk * kChunk;
+    // Pages that nobody wrote to are all one page of zeros, which the cache holds: reading them went at 160 GB/s.
+    threads.parallel_for(count, kChunk,
+                         [&](int64_t begin, int64_t end, int) { std::fill(values + begin, values + end, 1.0f); });
     const double reading = best_seconds([&] {
         threads.parallel_for(count, kChunk, [&](int64_t begin, int64_t end, int) {
             sink.store(kernels.sum(values + begin, end - begin), std::memory_order_relaxed);

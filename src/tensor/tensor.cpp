@@ -79,6 +79,7 @@ int64_t Weight::in_features() const {
         case Scheme::kBlocks:
             return codes.dim(1) / traits_of(block).bytes * traits_of(block).elements;
         case Scheme::kPanels:
+            if (block == BlockType::kNone) return codes.dim(1) / kPanelRows;
             return codes.dim(1) / traits_of(block).panel_bytes * traits_of(block).elements;
         case Scheme::kGroups:
             return codes.dtype == DType::kU8 ? 2 * codes.dim(1) : codes.dim(1);

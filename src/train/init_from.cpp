@@ -37,7 +37,8 @@ std::optional<LoadedModel> bind_initial_weights(const TrainConfig& config, DeepS
         load_model(from, ops,
                    {.dtype = quantized ? std::optional(DType::kF32) : std::nullopt,
                     .head = config.model.config.num_labels > 0 ? HeadKind::kAny : HeadKind::kVocabulary,
-                    .with_mtp = config.model.config.num_nextn_predict_layers > 0});
+                    .with_mtp = config.model.config.num_nextn_predict_layers > 0,
+                    .pack = false});
     bind_parameters(model, *source->model, from);
     return source;
 }

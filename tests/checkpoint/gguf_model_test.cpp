@@ -72,7 +72,7 @@ TEST_P(GgufModels, ComeBackWithTheSameNumbersAndLogits) {
     LoadedModel before = original();
     for (const bool merged : {false, true}) {
         save(before, {.merged_kv_b = merged});
-        const LoadedModel after = load_model(path_, ops_, {});
+        const LoadedModel after = load_model(path_, ops_, {.pack = false}), packed = load_model(path_, ops_, {});
         std::map<std::string, Weight> weights;
         before.model->visit([&](const std::string& name, Param& param) { weights.emplace(name, param.weight); });
         after.model->visit([&](const std::string& name, Param& param) {
@@ -87,8 +87,10 @@ TEST_P(GgufModels, ComeBackWithTheSameNumbersAndLogits) {
             }
         });
         if (before.config.quantization_config) continue;  // FP8 becomes BF16: other numbers
-        for (const AttentionForm form : {AttentionForm::kExpanded, AttentionForm::kAbsorbed})
+        for (const AttentionForm form : {AttentionForm::kExpanded, AttentionForm::kAbsorbed}) {
             EXPECT_EQ(logits(*after.model, form), logits(*before.model, form));
+            EXPECT_EQ(logits(*packed.model, form), logits(*before.model, form));
+        }
     }
 }
 

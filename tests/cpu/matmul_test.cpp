@@ -168,6 +168,42 @@ TEST_P(Products, MatmulIsOneChainPerElement) {
     }
 }
 
+TEST_P(Products, PanelsOfNumbersGiveTheBitsOfTheirRows) {
+    Arena arena("panels", Buffer::host, 1 << 20);
+    for (int round = 0; round < 60; ++round) {
+        const ArenaScope scope(arena);
+        const bool wide = round % 8 == 0;
+        const int64_t n = source_.integer(0, wide ? 300 : 40), in = source_.integer(1, wide ? 700 : 140),
+                      out = 16 * source_.integer(1, 12);
+        const Weight w = source_.weight(round % 2 == 0 ? DType::kBF16 : DType::kF16, out, in), panels = ops_.pack(w, arena);
+        ASSERT_EQ(panels.scheme, Scheme::kPanels);
+        ASSERT_EQ(panels.out_features(), out);
+        ASSERT_EQ(panels.in_features(), in);
+        const Tensor x = source_.matrix(DType::kF32, n, in, source_.integer(0, 3)), y = source_.matrix(DType::kF32, n, out, 2);
+        ops_.matmul(y, x, panels);
+        expect_product(y, x, w, true, 0, n);
+        ops_.matmul_dgrad(x, y, panels);
+        expect_product(x, y, w, false, 0, n);
+        const int64_t begin = 16 * source_.integer(0, out / 16 - 1);
+        const Tensor part = source_.matrix(DType::kF32, n, out - begin);
+        ops_.matmul(part, x, panels.rows(begin, out));
+        expect_product(part, x, w.rows(begin, out), true, 0, n);
+    }
+}
+
+TEST_P(Products, PanelsOfNumbersAreLookedUpByRow) {
+    Arena arena("panels", Buffer::host, 1 << 20);
+    std::vector<int32_t> rows{47, 0, 18};
+    const Tensor at_rows(rows.data(), DType::kI32, {3});
+    for (const DType type : {DType::kBF16, DType::kF16}) {
+        const Weight w = source_.weight(type, 48, 21);
+        const Tensor y = source_.matrix(DType::kF32, 3, 21), expected = source_.matrix(DType::kF32, 3, 21);
+        ops_.gather_weight_rows(y, ops_.pack(w, arena), at_rows);
+        ops_.gather_weight_rows(expected, w, at_rows);
+        EXPECT_EQ(copy_of(y), copy_of(expected));
+    }
+}
+
 TEST_P(Products, WgradContinuesFromTheGradient) {
     for (int round = 0; round < 60; ++round) {
         const int64_t n = source_.integer(0, round % 8 == 0 ? 600 : 40), in = source_.integer(1, 150),
