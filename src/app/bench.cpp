@@ -10,6 +10,7 @@
 #include "app/bench_roofs.h"
 #include "app/bench_runs.h"
 #include "app/bench_serve.h"
+#include "app/generate_model.h"
 #include "app/verb.h"
 #include "base/error.h"
 
@@ -123,10 +124,7 @@ void declare(CLI::App& verb, BenchOptions& o) {
     number("--depth", o.depth, "tokens in the cache before the measured ones", text);
     number("--prompt-tokens", o.prompt_tokens, "prefill: new tokens of each prompt (0: 512); decode: added to --depth", text);
     number("--max-new-tokens", o.max_new_tokens, "decode: tokens per sequence and repetition; 0: 32", text);
-    verb.add_option("--cache-type", o.cache_type, "hold the cache as f32 or bf16")
-        ->type_name("TYPE")
-        ->check(CLI::IsMember({"f32", "bf16"}))
-        ->group(text);
+    add_cache_type(verb, o.cache_type)->group(text);
     number("--steps", o.steps, "optimizer steps per repetition; 0: 1", "Train");
     number("--sequence-length", o.sequence_length, "0: 1024, or what the training configuration says", "Train");
     verb.add_flag("--recompute", o.recompute, "recompute whole layers in the backward")->group("Train");

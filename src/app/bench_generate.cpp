@@ -22,7 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-DType cache_dtype(const BenchOptions& options) { return options.cache_type == "bf16" ? DType::kBF16 : DType::kF32; }
+CacheType cache_type(const BenchOptions& options) { return *cache_type_from_name(options.cache_type); }
 
 // A model in an engine with room for `batch` sequences of `length` tokens, whose experts are counted.
 class BenchEngine {
@@ -81,7 +81,7 @@ private:
     [[nodiscard]] EngineOptions engine_options(const BenchOptions& options, int64_t length) {
         EngineOptions result;
         result.cache_tokens = batch * (length + kSlack);
-        result.cache_dtype = cache_dtype(options);
+        result.cache_type = cache_type(options);
         if (!counts_) result.max_batch_rows = result.prefill_chunk = kGpuRows;
         result.max_batch_rows = std::max(result.max_batch_rows, batch);
         result.max_sequences = batch;
@@ -119,7 +119,7 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
 
     Measurement result{run.batch * steps, {}, 0, 0, run.model.dtype(), run.model.parameters()};
     double bytes = 0, keys = 0;
-    const double cached = static_cast<double>(cache_bytes_per_token(run.model.config(), cache_dtype(options)));
+    const double cached = static_cast<double>(cache_bytes_per_token(run.model.config(), cache_type(options)));
     for (int64_t i = 0; i < options.repetitions; ++i) {
         between();
         (void)run.engine.step();  // wakes the threads up and fills the caches again
@@ -166,7 +166,7 @@ Measurement bench_prefill(const BenchOptions& options, Device& device, const Bet
     // The cache behind a chunk is read once per chunk; about half of the new tokens stand behind the average one.
     const int64_t chunk = run.engine.options().prefill_chunk;
     const double chunks = static_cast<double>((fresh + chunk - 1) / chunk);
-    const double cache = static_cast<double>(cache_bytes_per_token(config, cache_dtype(options))) * chunks *
+    const double cache = static_cast<double>(cache_bytes_per_token(config, cache_type(options))) * chunks *
                          mean_keys(fresh, options.depth) / static_cast<double>(fresh);
     result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens) + cache;
     const FlopCount flops = count_flops(config, mean_keys(fresh, options.depth));

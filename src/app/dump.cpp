@@ -52,7 +52,7 @@ public:
           model_(options.model, globals, OpenModel::Text::kNo),
           scratch_("scratch", [this](int64_t bytes) { return model_.ops().allocate(bytes); }),
           saved_("saved", [this](int64_t bytes) { return model_.ops().allocate(bytes); }),
-          cx_{model_.ops(), scratch_, saved_, options.model.cache_dtype(), globals.deterministic} {
+          cx_{model_.ops(), scratch_, saved_, options.model.held_as(), globals.deterministic} {
         read_ids();
         const bool absorbed = options.path == "absorbed" || options.path == "decode" || globals.deterministic;
         form_ = absorbed && model_.config().mla() ? AttentionForm::kAbsorbed : AttentionForm::kExpanded;
@@ -156,7 +156,7 @@ private:
     // Logits through the paged cache, `step` tokens of every sequence at a time.
     void through_cache(int64_t step) {
         const int64_t vocab = model_.config().vocab_size, page = 16;
-        PagedCache cache(cx_.ops, model_.model().cache_states(), sequences_ * (length_ + page), page, cx_.cache_dtype);
+        PagedCache cache(cx_.ops, model_.model().cache_states(), sequences_ * (length_ + page), page, cx_.cache_type);
         std::vector<CachedSequence> cached;
         for (int64_t i = 0; i < sequences_; ++i) cached.emplace_back(cache);
         auto* logits = answers_.add("logits", DType::kF32, {sequences_, length_, vocab}).as<float>();

@@ -136,7 +136,7 @@ void eval_perplexity(const Options& options, const Globals& globals) {
     PerplexityOptions how;
     how.context = options.context > 0 ? options.context : std::min<int64_t>(longest, 1024);
     how.stride = options.stride;
-    how.cache_dtype = options.model.cache_dtype();
+    how.cache_type = options.model.held_as();
     how.deterministic = globals.deterministic;
     if (how.stride > how.context) {
         throw Error(ErrorKind::kUsage,

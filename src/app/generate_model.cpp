@@ -39,21 +39,25 @@ bool has_tokenizer(const fs::path& folder) {
 
 }  // namespace
 
+CLI::Option* add_cache_type(CLI::App& verb, std::string& cache_type) {
+    return verb.add_option("--cache-type", cache_type, "hold the cache as f32, bf16, f16, fp8, int8 or int4")
+        ->type_name("TYPE")
+        ->check(CLI::IsMember(std::vector<std::string>(kCacheTypeNames.begin(), kCacheTypeNames.end())));
+}
+
 void ModelOptions::declare(CLI::App& verb) {
     verb.add_option("model", model, "a Hugging Face model folder, or a GGUF file")->required()->type_name("MODEL");
     verb.add_option("--dtype", dtype, "hold the weights as f32 or bf16; auto: as stored")
         ->type_name("TYPE")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}));
-    verb.add_option("--cache-type", cache_type, "hold the cache as f32 or bf16")
-        ->type_name("TYPE")
-        ->check(CLI::IsMember({"f32", "bf16"}));
+    add_cache_type(verb, cache_type);
 }
 
 std::optional<DType> ModelOptions::weights_dtype() const {
     return dtype == "auto" ? std::nullopt : std::optional(parse_dtype(dtype));
 }
 
-DType ModelOptions::cache_dtype() const { return parse_dtype(cache_type); }
+CacheType ModelOptions::held_as() const { return *cache_type_from_name(cache_type); }
 
 void SamplingOptions::declare(CLI::App& verb) {
     const auto add = [&](const char* name, auto& value, const char* text, const char* type) {
@@ -155,7 +159,7 @@ std::vector<int32_t> OpenModel::stop_ids() const {
 EngineOptions OpenModel::engine_options(int64_t cache_tokens) const {
     EngineOptions options;
     options.cache_tokens = cache_tokens;
-    options.cache_dtype = options_.cache_dtype();
+    options.cache_type = options_.held_as();
     options.deterministic = deterministic_;
     options_.speculation.apply(config(), options);
     options.vocab_limit = tokenizer_ ? tokenizer_->vocab_size() : config().vocab_size;

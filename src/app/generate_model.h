@@ -15,8 +15,12 @@
 #include "infer/engine.h"
 #include "io/chat_format.h"
 #include "io/tokenizer.h"
+#include "nn/cache_type.h"
 
 namespace fathom {
+
+// --cache-type NAME, one of kCacheTypeNames.
+CLI::Option* add_cache_type(CLI::App& verb, std::string& cache_type);
 
 struct ModelOptions {
     std::string model;
@@ -28,7 +32,7 @@ struct ModelOptions {
     // MODEL, --dtype and --cache-type.
     void declare(CLI::App& verb);
     [[nodiscard]] std::optional<DType> weights_dtype() const;  // nothing: as stored
-    [[nodiscard]] DType cache_dtype() const;
+    [[nodiscard]] CacheType held_as() const;                   // --cache-type
 };
 
 // Sampling values; what is not given comes from the model's generation_config.json, and else is SamplingParams' default.

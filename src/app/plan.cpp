@@ -66,7 +66,12 @@ Json to_json(const Plan& p) {
                     {"executed_flops_per_token", run.cost.flops / static_cast<double>(run.tokens)},
                     {"training_bytes", p.state.total() + run.activation_bytes()}};
     };
-    const int64_t bf16 = cache_bytes_per_token(p.model, DType::kBF16), f32 = cache_bytes_per_token(p.model, DType::kF32);
+    Json per_token, whole;
+    for (const char* type : kCacheTypeNames) {
+        const int64_t bytes = cache_bytes_per_token(p.model, *cache_type_from_name(type));
+        per_token[type] = bytes;
+        whole[type] = bytes * p.context;
+    }
     return Json{{"model_type", p.model.model_type},
                 {"parameters",
                  {{"total", n.total()},
@@ -81,10 +86,7 @@ Json to_json(const Plan& p) {
                   {"norms", n.norms},
                   {"mtp", n.mtp}}},
                 {"weights_bytes", {{"f32", p.weights.f32}, {"bf16", p.weights.bf16}, {"fp8", p.weights.fp8}}},
-                {"cache",
-                 {{"context", p.context},
-                  {"bytes_per_token", {{"bf16", bf16}, {"f32", f32}}},
-                  {"bytes", {{"bf16", bf16 * p.context}, {"f32", f32 * p.context}}}}},
+                {"cache", {{"context", p.context}, {"bytes_per_token", per_token}, {"bytes", whole}}},
                 {"training",
                  {{"batch", p.batch},
                   {"sequence_length", p.sequence_length},
@@ -134,7 +136,12 @@ void add_inference(Table& table, const Plan& p) {
     table.add({"  in f32", size(p.weights.f32), ""});
     table.add({"  in FP8", size(p.weights.fp8), "projections e4m3 with block scales, the rest bf16"});
     table.add({"cache per token, bf16", size(cached), fmt::format("{} numbers a layer", p.model.cache_dim())});
-    table.add({"  of a whole context", size(cached * p.context), fmt::format("{} tokens; twice that in f32", p.context)});
+    table.add({"  of a whole context", size(cached * p.context), fmt::format("{} tokens", p.context)});
+    for (const char* type : {"f32", "int8", "int4"}) {
+        const int64_t bytes = cache_bytes_per_token(p.model, *cache_type_from_name(type));
+        table.add({fmt::format("  in {}", type), size(bytes * p.context),
+                   fmt::format("{:.0f} % of bf16", 100 * static_cast<double>(bytes) / static_cast<double>(cached))});
+    }
     table.add({"decoding a token", flops(p.decoded.forward()), fmt::format("{} tokens in the cache", p.context)});
 }
 

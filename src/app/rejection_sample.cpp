@@ -73,7 +73,7 @@ public:
         how_.max_new_tokens = options.max_new_tokens;
         how_.stop_ids = model_.stop_ids();
         how_.max_sequences = options.batch;
-        how_.cache_dtype = options.model.cache_dtype();
+        how_.cache_type = options.model.held_as();
         how_.deterministic = globals.deterministic;
         how_.vocab_limit = model_.tokenizer()->vocab_size();
     }

@@ -48,8 +48,13 @@ struct AttentionTemplates {
 
     // Rows [begin, begin + count) of keys as f32, kRowStride apart, from column `column` on.
     static void load_rows(float* y, const KeyRows& rows, int64_t begin, int64_t count, int64_t column = 0) {
-        for (int64_t t = 0; t < count; ++t)
-            RowKernels<V>::widen(y + t * kRowStride + column, rows.row(begin + t), rows.dtype, rows.width);
+        for (int64_t t = 0; t < count; ++t) {
+            float* to = y + t * kRowStride + column;
+            if (rows.type == BlockType::kNone)
+                RowKernels<V>::widen(to, rows.row(begin + t), rows.dtype, rows.width);
+            else
+                RowKernels<V>::widen_blocks(to, rows.row(begin + t), rows.type, rows.width);
+        }
     }
 
     // Running m and l of up to 64 lanes, the factor that O takes at the next tile, and how many keys a lane sees.

@@ -79,7 +79,8 @@ struct AttentionSplitTemplates {
     static void values(const AttentionSplit& split, int64_t first, int64_t last, float* scratch) {
         const Space at(split);
         KeyRows columns = split.task->keys;
-        columns.data += first * size_of(columns.dtype);
+        columns.data += columns.type == BlockType::kNone ? first * size_of(columns.dtype)
+                                                         : first / kCacheBlock * cache_block_bytes(columns.type);
         columns.width = last - first;
         for (int64_t tile = 0; tile < at.tiles; ++tile) {
             T::load_rows(scratch, columns, tile * kKeyTile, at.count(tile));

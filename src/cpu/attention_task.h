@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "tensor/blocks.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
@@ -25,9 +26,10 @@ inline constexpr int64_t kRowStride = kMaxHeadWidth + 16;  // of packed rows: 37
 struct KeyRows {
     const std::byte* data = nullptr;
     DType dtype = DType::kF32;
-    int64_t width = 0;               // elements
-    int64_t stride = 0;              // bytes from row to row (inside a page)
-    const int32_t* pages = nullptr;  // row t is row t % block of page pages[t / block]
+    BlockType type = BlockType::kNone;  // else rows of blocks, and the dtype does not count
+    int64_t width = 0;                  // elements
+    int64_t stride = 0;                 // bytes from row to row (inside a page)
+    const int32_t* pages = nullptr;     // row t is row t % block of page pages[t / block]
     int64_t block = 0;
     int64_t page_stride = 0;  // bytes
 

@@ -35,6 +35,8 @@ public:
     // (cpu/number_panel.h) become panels where they have a multiple of 16 rows.
     [[nodiscard]] Weight pack(const Weight& w, Arena& arena) override;
     void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+    [[nodiscard]] bool caches(DType dtype, BlockType block) const override;
+    void scatter_weight_rows(const Weight& y, const Tensor& x, const Tensor& rows) override;
 
     // ---- norm and rope ----
     void rms_norm(const Tensor& y, const Tensor& x, const Tensor& w, double eps) override;
@@ -59,7 +61,7 @@ public:
     void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dk_shared, const Tensor& dv, const Tensor& dout,
                             const Tensor& q, const Tensor& k, const Tensor& k_shared, const Tensor& v, const Tensor& o,
                             const Tensor& lse, const Spans& spans, double scale) override;
-    void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+    void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& latents, const Spans& spans,
                           double scale) override;
 
     // ---- mixture of experts ----

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "tensor/blocks.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
@@ -19,10 +20,16 @@ struct AdamWFactors {
     float epsilon;
 };
 
+// Blocks that a cache may consist of: Q8_0 and Q4_0, a half and 32 codes of 8 or 4 bits.
+inline constexpr int64_t kCacheBlock = 32;
+[[nodiscard]] constexpr int64_t cache_block_bytes(BlockType type) { return type == BlockType::kQ80 ? 34 : 18; }
+
 // n elements each. Sums inside a row follow docs/decisions/001 (16 partials, fixed tree).
 struct Kernels {
     // y = x for f32, bf16 and f16 on one side and f32 on the other (widen also reads e4m3).
     void (*widen)(float* y, const void* x, DType type, int64_t n);
+    // The same from Q8_0 or Q4_0 blocks; n may end inside a block.
+    void (*widen_blocks)(float* y, const void* x, BlockType type, int64_t n);
     void (*narrow)(void* y, DType type, const float* x, int64_t n);
     void (*add)(float* y, const float* a, const float* b, int64_t n);  // y = a + b, y may be either
     void (*scale)(float* y, const float* x, float factor, int64_t n);  // y = factor x

@@ -6,16 +6,24 @@
 #include "cpu/attention_spans.h"
 #include "cpu/attention_task.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/kernels.h"
 #include "cpu/rows.h"
 #include "ops/shape_check.h"
 
 namespace fathom {
 namespace {
 
-KeyRows latent_rows(const Tensor& latents, const Spans& spans, int64_t sequence) {
+// Numbers of a row; of blocks perhaps more than were cached.
+int64_t row_width(const Weight& latents) {
+    if (latents.scheme == Scheme::kPlain) return latents.codes.dim(-1);
+    return latents.codes.dim(-1) / cache_block_bytes(latents.block) * kCacheBlock;
+}
+
+KeyRows latent_rows(const Weight& cache, const Spans& spans, int64_t sequence, int64_t width) {
+    const Tensor& latents = cache.codes;
     const SequenceSpan span = sequence_of(spans, sequence);
     const int64_t bytes = size_of(latents.dtype);
-    KeyRows rows{.dtype = latents.dtype, .width = latents.dim(-1)};
+    KeyRows rows{.dtype = latents.dtype, .type = cache.block, .width = width};
     if (!spans.block_table) {
         rows.data = row_bytes(latents, span.k0);
         rows.stride = latents.stride[0] * bytes;
@@ -39,7 +47,7 @@ struct Piece {
     int64_t begin;  // first pair
 };
 
-AttentionTask task_of(const Piece& piece, const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+AttentionTask task_of(const Piece& piece, const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& latents,
                       const Spans& spans, double scale) {
     const SequenceSpan span = sequence_of(spans, piece.sequence);
     const int64_t h = q.dim(1);
@@ -56,7 +64,7 @@ AttentionTask task_of(const Piece& piece, const Tensor& u, const Tensor& lse, co
     task.d_q = q.dim(2);
     task.d_v = u.dim(2);
     task.scale = static_cast<float>(scale);
-    task.keys = latent_rows(latents, spans, piece.sequence);
+    task.keys = latent_rows(latents, spans, piece.sequence, task.d_q);
     return task;
 }
 
@@ -74,8 +82,9 @@ void split_over_threads(const AttentionTask& task, const AttentionKernels& kerne
     pool.parallel_for(tiles, per_task, [&](int64_t begin, int64_t end, int) {
         for (int64_t tile = begin; tile < end; ++tile) kernels.split_weights(split, tile);
     });
-    const int64_t width = (task.d_v + 2 * pool.size() - 1) / (2 * pool.size());
-    pool.parallel_for(task.d_v, std::max<int64_t>(width, 24), [&](int64_t begin, int64_t end, int thread) {
+    const int64_t each = (task.d_v + 2 * pool.size() - 1) / (2 * pool.size());
+    const int64_t width = (each + kCacheBlock - 1) / kCacheBlock * kCacheBlock;  // no block is cut
+    pool.parallel_for(task.d_v, width, [&](int64_t begin, int64_t end, int thread) {
         kernels.split_values(split, begin, end, scratch.of_thread<float>(thread, floats));
     });
     kernels.split_end(split);
@@ -87,7 +96,7 @@ int64_t attention_split_floats(int64_t tiles, int64_t d_q, int64_t d_v) {
     return (d_q + d_v + tiles * (kKeyTile + 3)) * kQueryLanes;
 }
 
-void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& latents, const Spans& spans,
                               double scale) {
     constexpr auto kOp = "latent_attention";
     check_tensor(kOp, "q", q, DType::kF32, {kAny, kAny, kAny});
@@ -95,13 +104,17 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
     check_tensor(kOp, "u", u, DType::kF32, {n, h, kAny});
     check_tensor(kOp, "lse", lse, DType::kF32, {n, h});
     if (spans.block_table) {
-        check_tensor(kOp, "latents", latents, {kAny, kAny, width});
+        check_tensor(kOp, "latents", latents.codes, {kAny, kAny, kAny});
         check_tensor(kOp, "block_table", spans.block_table, DType::kI32, {sequences_of(spans), kAny});
     } else {
-        check_tensor(kOp, "latents", latents, {kAny, width});
+        check_tensor(kOp, "latents", latents.codes, {kAny, kAny});
     }
+    check(caches(latents.codes.dtype, latents.block), "latent_attention: latents of a type that is none of a cache");
+    const int64_t held = row_width(latents);
+    check(latents.block == BlockType::kNone ? held == width : held >= width && held < width + kCacheBlock,
+          "latent_attention: the latents are not as wide as q");
     check(width <= kMaxHeadWidth && u.dim(2) <= width, "latent_attention: q is wider than 576 channels, or u than q");
-    check_spans(kOp, spans, n, latents.dim(0));
+    check_spans(kOp, spans, n, latents.codes.dim(0));
     std::vector<Piece> pieces;
     for (int64_t i = 0; i < sequences_of(spans); ++i)
         for (int64_t begin = 0; begin < sequence_of(spans, i).len_q * h; begin += kQueryLanes) pieces.push_back({i, begin});

@@ -6,6 +6,7 @@
 
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm.h"
+#include "cpu/kernels.h"
 #include "cpu/quant_matmul.h"
 #include "cpu/quant_panel.h"
 #include "cpu/rows.h"
@@ -226,13 +227,20 @@ void CpuOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const W
 
 void CpuOps::gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) {
     if (w.scheme == Scheme::kPlain) return gather_rows(y, w.codes, rows);
-    check_tensor("gather_weight_rows", "y", y, DType::kF32, {kAny, w.in_features()});
+    const bool cached = w.scheme == Scheme::kBlocks && caches(w.codes.dtype, w.block);  // the last block may be wider than y
+    check_tensor("gather_weight_rows", "y", y, DType::kF32, {kAny, kAny});
+    const int64_t in = w.in_features(), width = y.dim(1);
+    check(width == in || (cached && width < in && width > in - kCacheBlock),
+          fmt::format("gather_weight_rows: y is {} wide, the rows {}", width, in));
     check_tensor("gather_weight_rows", "rows", rows, DType::kI32, {y.dim(0)});
     const auto* at = rows.as<int32_t>();
     pool_.parallel_for(y.dim(0), 1, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
             check(at[i] >= 0 && at[i] < w.out_features(), "gather_weight_rows: a row index is out of range");
-            decode_weight_row(row(y, i), w, at[i]);
+            if (cached)
+                kernels_.widen_blocks(row(y, i), row_bytes(w.codes, at[i]), w.block, width);
+            else
+                decode_weight_row(row(y, i), w, at[i]);
         }
     });
 }

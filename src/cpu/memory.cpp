@@ -1,11 +1,14 @@
 // Copies, sums and row movements: all bound by memory, a few elements of arithmetic per load.
+#include <algorithm>
 #include <array>
 #include <cstring>
 
 #include "cpu/convert.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/kernels.h"
 #include "cpu/rows.h"
 #include "ops/shape_check.h"
+#include "tensor/blocks_nearest.h"
 
 namespace fathom {
 namespace {
@@ -145,6 +148,35 @@ void CpuOps::gather_rows_backward(const Tensor& dx, const Tensor& dy, const Tens
         for (int64_t i = 0; i < n; ++i) {
             float* sum = row(dx, to[i]) + begin;
             kernels_.add(sum, sum, row(dy, i) + begin, end - begin);
+        }
+    });
+}
+
+bool CpuOps::caches(DType dtype, BlockType block) const {
+    if (block != BlockType::kNone) return block == BlockType::kQ80 || block == BlockType::kQ40;
+    return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF8E4M3;
+}
+
+void CpuOps::scatter_weight_rows(const Weight& y, const Tensor& x, const Tensor& rows) {
+    constexpr auto kOp = "scatter_weight_rows";
+    if (y.scheme == Scheme::kPlain) return scatter_rows(y.codes, x, rows);
+    check(y.scheme == Scheme::kBlocks && caches(y.codes.dtype, y.block),
+          "scatter_weight_rows: rows of a type that is none of a cache");
+    check_tensor(kOp, "x", x, DType::kF32, {kAny, kAny});
+    const int64_t n = x.dim(0), d = x.dim(1), blocks = (d + kCacheBlock - 1) / kCacheBlock;
+    check_tensor(kOp, "y", y.codes, DType::kU8, {kAny, blocks * cache_block_bytes(y.block)});
+    check_tensor(kOp, "rows", rows, DType::kI32, {n});
+    const auto* to = rows.as<int32_t>();
+    pool_.parallel_for(n, rows_per_task(8 * d), [&](int64_t begin, int64_t end, int) {
+        float last[kCacheBlock];
+        const int64_t whole = d / kCacheBlock * kCacheBlock;
+        for (int64_t i = begin; i < end; ++i) {
+            check(to[i] >= 0 && to[i] < y.codes.dim(0), "scatter_weight_rows: a row index is out of range");
+            std::byte* at = row_bytes(y.codes, to[i]);
+            encode_nearest(y.block, row(x, i), at, whole);
+            if (whole == d) continue;
+            std::fill(std::copy(row(x, i) + whole, row(x, i) + d, last), last + kCacheBlock, 0.0f);
+            encode_nearest(y.block, last, at + whole / kCacheBlock * cache_block_bytes(y.block), kCacheBlock);
         }
     });
 }

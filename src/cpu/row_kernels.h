@@ -58,6 +58,23 @@ struct RowKernels {
         if (type == DType::kF8E4M3) return convert(y, static_cast<const Float8E4M3*>(x), n);
         convert(y, static_cast<const float*>(x), n);
     }
+    static void widen_blocks(float* y, const void* blocks, BlockType type, int64_t n) {
+        const auto* x = static_cast<const uint8_t*>(blocks);
+        for (int64_t i = 0; i < n; i += kCacheBlock, x += cache_block_bytes(type)) {
+            const V scale = V::all_half(x);
+            V codes[2];
+            if (type == BlockType::kQ80) {
+                for (int64_t j = 0; j < 2; ++j) codes[j] = V::load(reinterpret_cast<const int8_t*>(x + 2 + j * kLanes));
+            } else {
+                V::load_nibbles(x + 2, codes);
+                for (V& code : codes) code = code - V::all(8);
+            }
+            for (int64_t j = 0; j < 2 && i + j * kLanes < n; ++j) {
+                const int64_t left = n - i - j * kLanes;
+                (scale * codes[j]).store(y + i + j * kLanes, left < kLanes ? left : kLanes);
+            }
+        }
+    }
     template <class T>
     static void convert_back(T* y, const float* x, int64_t n) {
         each(n, [=](int64_t i, auto part) { part.store(part.load(x + i), y + i); });
@@ -162,6 +179,7 @@ struct RowKernels {
 
     static constexpr Kernels table() {
         return {.widen = widen,
+                .widen_blocks = widen_blocks,
                 .narrow = narrow,
                 .add = add,
                 .scale = scale,

@@ -22,6 +22,20 @@ struct Avx2 {
         return {fp8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
                 fp8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
     }
+    static Avx2 load(const int8_t* p) { return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    // The low nibbles of 16 bytes, and the high ones.
+    static void load_nibbles(const uint8_t* p, Avx2 (&y)[2]) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15);
+        y[0] = widened(_mm_and_si128(bytes, mask));
+        y[1] = widened(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
+    }
+    // The binary16 at any address, in all lanes.
+    static Avx2 all_half(const void* p) {
+        int16_t bits;
+        __builtin_memcpy(&bits, p, sizeof bits);
+        const __m256 x = _mm256_cvtph_ps(_mm_set1_epi16(bits));
+        return {x, x};
+    }
     // The first n of 16 elements, n in [0, 16]; the rest is 0 (load) or left alone (store).
     static Avx2 load(const float* p, int64_t n) {
         if (n >= 8) return {_mm256_loadu_ps(p), _mm256_maskload_ps(p + 8, first(n - 8))};
@@ -146,6 +160,10 @@ private:
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     }
     static __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+    static Avx2 widened(__m128i bytes) {
+        return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+    }
     static __m256 bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
     // Exponent and mantissa move into place and 2^120 corrects the bias: exact for subnormals too. 0x7f is NaN.
     static __m256 fp8(__m128i x) {

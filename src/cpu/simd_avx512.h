@@ -23,6 +23,21 @@ struct Avx512 {
     }
     static Avx512 load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
     static Avx512 load(const Float8E4M3* p) { return fp8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static Avx512 load(const int8_t* p) {
+        return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+    }
+    // The low nibbles of 16 bytes, and the high ones.
+    static void load_nibbles(const uint8_t* p, Avx512 (&y)[2]) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15);
+        y[0].v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(bytes, mask)));
+        y[1].v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask)));
+    }
+    // The binary16 at any address, in all lanes.
+    static Avx512 all_half(const void* p) {
+        int16_t bits;
+        __builtin_memcpy(&bits, p, sizeof bits);
+        return {_mm512_cvtph_ps(_mm256_set1_epi16(bits))};
+    }
     // The first n of 16 elements, n in [0, 16]; the rest is 0 (load) or left alone (store).
     static Avx512 load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
     static Avx512 load(const BFloat16* p, int64_t n) { return bf16(_mm256_maskz_loadu_epi16(first(n), p)); }

@@ -154,9 +154,11 @@ void CudaOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, con
     }
 }
 
-void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& cache, const Spans& spans,
                                double scale) {
     constexpr auto kOp = "latent_attention";
+    check(cache.scheme == Scheme::kPlain, "latent_attention: this device has no quantized cache");
+    const Tensor& latents = cache.codes;
     check_tensor(kOp, "q", q, {kAny, kAny, kAny});
     const int64_t n = q.dim(0), h = q.dim(1), width = q.dim(2);
     check_tensor(kOp, "u", u, {n, h, kAny});

@@ -39,7 +39,7 @@ Engine::Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options)
     }
     if (options_.vocab_limit <= 0) options_.vocab_limit = model.config().vocab_size;
     if (options_.use_cache) {
-        cache_.emplace(ops, model.cache_states(), options_.cache_tokens, options_.block_size, options_.cache_dtype);
+        cache_.emplace(ops, model.cache_states(), options_.cache_tokens, options_.block_size, options_.cache_type);
     }
 }
 
@@ -124,7 +124,7 @@ std::vector<TokenEvent> Engine::step() {
     const std::vector<Sequence*> batch = next_batch();
     if (batch.empty()) return {};
     const ArenaScope scratch(scratch_), saved(saved_);
-    Context cx{ops_, scratch_, saved_, options_.cache_dtype, options_.deterministic};
+    Context cx{ops_, scratch_, saved_, options_.cache_type, options_.deterministic};
     const Batch built = build(cx, batch);
     Tensor hidden;  // [rows, hidden]; absent where the batch's answer is all that is wanted
     std::vector<TokenEvent> events = sample_all(cx, built, batch, hidden);

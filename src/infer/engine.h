@@ -24,7 +24,7 @@ struct RequestRows {
 struct EngineOptions {
     int64_t cache_tokens = 4096;  // room in the cache, over all sequences
     int64_t block_size = 64;      // tokens per page
-    DType cache_dtype = DType::kF32;
+    CacheType cache_type;
     int64_t max_batch_rows = 512;  // of one step: memory and the latency of running requests grow with it
     int64_t prefill_chunk = 512;   // rows of one prompt in one step
     int64_t max_sequences = 64;    // running at a time

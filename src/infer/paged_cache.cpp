@@ -5,6 +5,8 @@
 #include <array>
 #include <utility>
 
+#include "nn/cache_type.h"
+
 namespace fathom {
 namespace {
 
@@ -20,18 +22,18 @@ PrefixHash PrefixHash::extended(std::span<const int32_t> tokens) const {
 }
 
 PagedCache::PagedCache(Ops& ops, const std::vector<std::vector<CacheState>>& states, int64_t tokens, int64_t block_size,
-                       DType dtype)
+                       const CacheType& type)
     : ops_(ops),
       block_size_(block_size) {
     check(tokens > 0 && block_size > 0, "PagedCache: needs room for at least one token");
-    check(dtype == DType::kF32 || dtype == DType::kBF16, "PagedCache: pages are F32 or BF16");
+    check_cache_type(ops, type);
     const int64_t blocks = pages_for(tokens, block_size);
     pages_.resize(static_cast<size_t>(blocks));
     for (const auto& layer : states) {
         LayerCache& pages = view_.layers.emplace_back();
         for (const CacheState& state : layer) {
-            const Buffer& buffer = memory_.emplace_back(ops.allocate(capacity() * state.width * size_of(dtype)));
-            pages.states.emplace_back(buffer.data(), dtype, std::initializer_list<int64_t>{blocks, block_size, state.width});
+            const Buffer& buffer = memory_.emplace_back(ops.allocate(capacity() * cache_row_bytes(type, state.width)));
+            pages.states.push_back(cache_rows(buffer.data(), type, {blocks, block_size}, state.width));
         }
     }
     for (int32_t block = 0; block < blocks; ++block) page(block).place = free_.insert(free_.end(), block);
@@ -98,9 +100,9 @@ PagedCache::Match PagedCache::find(const PrefixHash& before, std::span<const int
 
 void PagedCache::copy_rows(int32_t to, int32_t from, int64_t rows) {
     for (const LayerCache& layer : view_.layers) {
-        for (const Tensor& state : layer.states) {
+        for (const Weight& state : layer.states) {
             const auto rows_of = [&](int32_t index) {
-                return page_rows(state).slice(0, index * block_size_, index * block_size_ + rows);
+                return page_rows(state).codes.slice(0, index * block_size_, index * block_size_ + rows);
             };
             ops_.copy(rows_of(to), rows_of(from));
         }

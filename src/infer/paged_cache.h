@@ -22,15 +22,16 @@ struct PrefixHash {
     [[nodiscard]] PrefixHash extended(std::span<const int32_t> tokens) const;
 };
 
-// One tensor [blocks, block_size, width] per layer and state. Page b holds the same tokens in all of them, so a sequence needs
+// Pages [blocks, block_size, width] per layer and state. Page b holds the same tokens in all of them, so a sequence needs
 // a single list of pages. Pages are counted by reference: sequences that begin alike share their full pages. A page that nobody
 // uses any more keeps its content until its room is needed, the least recently used one first (the end of a sequence before
 // its beginning, so that no page is unreachable while it is kept). Moving the cache would leave sequences pointing nowhere: it
 // stays where it was built.
 class PagedCache {
 public:
-    // states: DeepSeek::cache_states(). dtype: kF32 or kBF16. Room for `tokens`, rounded up to whole pages.
-    PagedCache(Ops& ops, const std::vector<std::vector<CacheState>>& states, int64_t tokens, int64_t block_size, DType dtype);
+    // states: DeepSeek::cache_states(). Room for `tokens`, rounded up to whole pages.
+    PagedCache(Ops& ops, const std::vector<std::vector<CacheState>>& states, int64_t tokens, int64_t block_size,
+               const CacheType& type);
     PagedCache(const PagedCache&) = delete;
     PagedCache& operator=(const PagedCache&) = delete;
 

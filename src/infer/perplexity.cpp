@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "nn/cache_type.h"
+
 namespace fathom {
 
 double PerplexityResult::perplexity() const { return std::exp(mean_nll()); }
@@ -14,13 +16,16 @@ PerplexityResult perplexity(const DeepSeek& model, Ops& ops, std::span<const int
     check(options.context > 0 && stride <= options.context, "perplexity: stride must not exceed the context");
     const auto grow = [&ops](int64_t bytes) { return ops.allocate(bytes); };
     Arena scratch("scratch", grow), saved("saved", grow);
-    const bool absorbed = options.deterministic && model.config().mla();
+    check_cache_type(ops, options.cache_type);
+    // Only one arithmetic for all shows what a narrow cache costs: nothing is cached here.
+    const bool one_arithmetic = options.deterministic || options.cache_type != CacheType(ops.compute_dtype());
+    const bool absorbed = one_arithmetic && model.config().mla();
     const AttentionForm form = absorbed ? AttentionForm::kAbsorbed : AttentionForm::kExpanded;
     const auto predicted = static_cast<int64_t>(tokens.size()) - 1;
     PerplexityResult result;
     for (int64_t begin = 0; result.tokens < predicted; begin += stride) {
         const ArenaScope scope(scratch);
-        Context cx{ops, scratch, saved, options.cache_dtype, options.deterministic};
+        Context cx{ops, scratch, saved, options.cache_type, one_arithmetic};
         const int64_t end = std::min(begin + options.context, predicted), first = result.tokens - begin;
         const auto at = [&](int64_t from, int64_t to) {
             return tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(to - from));

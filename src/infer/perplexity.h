@@ -12,7 +12,7 @@ namespace fathom {
 struct PerplexityOptions {
     int64_t context = 1024;  // tokens of a window
     int64_t stride = 0;      // tokens between windows; smaller than `context` gives each more to look back on. 0: context
-    DType cache_dtype = DType::kF32;
+    CacheType cache_type;
     bool deterministic = false;
 };
 

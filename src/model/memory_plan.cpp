@@ -118,13 +118,13 @@ TrainingState plan_training_state(const ModelConfig& config, DType dtype) {
     return state;
 }
 
-int64_t cache_bytes_per_token(const ModelConfig& config, DType dtype) {
-    int64_t numbers = 0;
+int64_t cache_bytes_per_token(const ModelConfig& config, const CacheType& type) {
+    int64_t bytes = 0;
     const DeepSeek model(without_mtp(config));
     for (const auto& layer : model.cache_states()) {
-        for (const CacheState& state : layer) numbers += state.width;
+        for (const CacheState& state : layer) bytes += cache_row_bytes(type, state.width);
     }
-    return numbers * size_of(dtype);
+    return bytes;
 }
 
 DryRun dry_run_forward(const ModelConfig& config, int64_t batch, int64_t length, DType dtype) {

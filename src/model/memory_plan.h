@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "model/config.h"
+#include "nn/cache_type.h"
 #include "ops/plan_ops.h"
 
 namespace fathom {
@@ -39,7 +40,7 @@ struct DryRun {
 // MTP modules included. `dtype`: kF32 or kBF16, of the parameters.
 [[nodiscard]] TrainingState plan_training_state(const ModelConfig& config, DType dtype);
 // Bytes that the main model's cache holds of one token.
-[[nodiscard]] int64_t cache_bytes_per_token(const ModelConfig& config, DType dtype);
+[[nodiscard]] int64_t cache_bytes_per_token(const ModelConfig& config, const CacheType& type);
 
 // The losses of `batch` whole sequences of `length` tokens, without MTP.
 [[nodiscard]] DryRun dry_run_forward(const ModelConfig& config, int64_t batch, int64_t length, DType dtype);

@@ -23,13 +23,17 @@ struct CacheState {
     int64_t width = 0;
 };
 
-// The pages of one layer, one tensor [blocks, block_size, width] per declared state.
+// The pages of one layer, [blocks, block_size, width] per declared state, in the cache's type (nn/cache_type.h).
 struct LayerCache {
-    std::vector<Tensor> states;
+    std::vector<Weight> states;
 };
 
 // Pages [blocks, block_size, width] as rows [blocks * block_size, width].
-[[nodiscard]] inline Tensor page_rows(const Tensor& pages) { return pages.view({pages.dim(0) * pages.dim(1), pages.dim(2)}); }
+[[nodiscard]] inline Weight page_rows(const Weight& pages) {
+    Weight rows = pages;
+    rows.codes = pages.codes.view({pages.codes.dim(0) * pages.codes.dim(1), pages.codes.dim(2)});
+    return rows;
+}
 
 struct CacheView {
     std::vector<LayerCache> layers;

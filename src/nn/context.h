@@ -9,12 +9,23 @@
 
 namespace fathom {
 
+// A dtype, or a block type of which a row is a sequence (tensor/blocks.h).
+struct CacheType {
+    DType dtype = DType::kF32;
+    BlockType block = BlockType::kNone;  // or kQ80, kQ40: then the dtype does not count
+
+    CacheType() = default;
+    CacheType(DType plain) : dtype(plain) {}  // NOLINT(google-explicit-constructor): a dtype is a type of cache
+    explicit CacheType(BlockType type) : block(type) {}
+    bool operator==(const CacheType&) const = default;
+};
+
 struct Context {
     Ops& ops;
-    Arena& scratch;                   // until the end of the enclosing ArenaScope: temporaries of one block
-    Arena& saved;                     // from a forward to its backward
-    DType cache_dtype = DType::kF32;  // how a latent is rounded before attention sees it, see `deterministic`
-    bool deterministic = false;       // one attention form and one cache rounding everywhere (docs/decisions/001)
+    Arena& scratch;              // until the end of the enclosing ArenaScope: temporaries of one block
+    Arena& saved;                // from a forward to its backward
+    CacheType cache_type;        // how a latent is rounded before attention sees it, see `deterministic`
+    bool deterministic = false;  // one attention form and one cache rounding everywhere (docs/decisions/001)
 
     // Uninitialised activations; kept until the backward when `keep`.
     [[nodiscard]] Tensor empty(std::initializer_list<int64_t> dims, bool keep = false) {

@@ -1,19 +1,13 @@
 #include "nn/mha.h"
 
+#include "nn/cache_type.h"
+
 namespace fathom {
 namespace {
 
 Tensor sum(Context& cx, const Tensor& a, const Tensor& b) {
     cx.ops.add(a, a, b);
     return a;
-}
-
-// With one arithmetic, the trainer sees what the sampler's cache holds (Mla::latents does the same).
-void round_as_cached(Context& cx, const Tensor& x) {
-    if (!cx.deterministic || cx.cache_dtype == cx.ops.compute_dtype()) return;
-    const Tensor rounded = cx.scratch.allocate(cx.cache_dtype, {x.dim(0), x.dim(1), x.dim(2)});
-    cx.ops.copy(rounded, x);
-    cx.ops.copy(x, rounded);
 }
 
 }  // namespace
@@ -46,10 +40,10 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const Tensor q = heads(linear(cx, x, wq_, keep)), k = heads(linear(cx, x, wk_, keep)), v = heads(linear(cx, x, wv_, keep));
     cx.ops.rope(q, batch.rope, config_.pairing, false);
     cx.ops.rope(k, batch.rope, config_.pairing, false);
-    for (const Tensor& state : {k, v}) round_as_cached(cx, state);
+    for (const Tensor& state : {k, v}) round_as_cached(cx, state.view({n, width}));
     if (cache != nullptr) {
-        cx.ops.scatter_rows(page_rows(cache->states[0]), k.view({n, width}), batch.slots);
-        cx.ops.scatter_rows(page_rows(cache->states[1]), v.view({n, width}), batch.slots);
+        cx.ops.scatter_weight_rows(page_rows(cache->states[0]), k.view({n, width}), batch.slots);
+        cx.ops.scatter_weight_rows(page_rows(cache->states[1]), v.view({n, width}), batch.slots);
     }
     const Tensor o = cx.empty({n, h, d}, keep), lse = cx.empty_precise({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
@@ -59,8 +53,8 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
             check(group->key_rows.defined(), "Mha: sequences of a cached batch must be in expanded form");
             keys = cx.empty({group->keys, h, d});
             values = cx.empty({group->keys, h, d});
-            cx.ops.gather_rows(keys.view({group->keys, width}), page_rows(cache->states[0]), group->key_rows);
-            cx.ops.gather_rows(values.view({group->keys, width}), page_rows(cache->states[1]), group->key_rows);
+            cx.ops.gather_weight_rows(keys.view({group->keys, width}), page_rows(cache->states[0]), group->key_rows);
+            cx.ops.gather_weight_rows(values.view({group->keys, width}), page_rows(cache->states[1]), group->key_rows);
         }
         cx.ops.attention(group->of(o), group->of(lse), group->of(q), keys, {}, values, group->spans, config_.softmax_scale);
     }

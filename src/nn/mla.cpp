@@ -1,5 +1,7 @@
 #include "nn/mla.h"
 
+#include "nn/cache_type.h"
+
 namespace fathom {
 namespace {
 
@@ -58,19 +60,19 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const Tensor kv_a = linear(cx, x, wkv_a_, keep);                                     // [n, c_kv + d_r]
     const Tensor q = queries(cx, x, q_a, batch.rope);                                    // [n, h, d_n + d_r]
     const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);                             // [n, c_kv + d_r]
-    if (cache != nullptr) cx.ops.scatter_rows(page_rows(cache->states[0]), c_kv, batch.slots);
+    if (cache != nullptr) cx.ops.scatter_weight_rows(page_rows(cache->states[0]), c_kv, batch.slots);
 
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
         if (group == &batch.absorbed) {
             attend_absorbed(cx, group->of(o), group->of(lse), group->of(q),
-                            cache != nullptr ? cache->states[0] : group->of(c_kv), group->spans);
+                            cache != nullptr ? cache->states[0] : Weight(group->of(c_kv)), group->spans);
         } else if (cache == nullptr) {
             attend_expanded(cx, group->of(o), group->of(lse), group->of(q), group->of(c_kv), *group);
         } else {
             const Tensor cached = cx.empty({group->keys, c_kv.dim(1)});
-            cx.ops.gather_rows(cached, page_rows(cache->states[0]), group->key_rows);
+            cx.ops.gather_weight_rows(cached, page_rows(cache->states[0]), group->key_rows);
             attend_expanded(cx, group->of(o), group->of(lse), group->of(q), cached, *group);
         }
     }
@@ -94,11 +96,7 @@ Tensor Mla::latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool ke
     cx.ops.rms_norm(c_kv.slice(1, 0, c), kv_a.slice(1, 0, c), kv_norm_.weight.vector(), kv_norm_.eps);
     cx.ops.copy(c_kv.slice(1, c, width), kv_a.slice(1, c, width));
     cx.ops.rope(c_kv.slice(1, c, width).view({n, 1, width - c}), rope, config_.pairing, false);
-    if (cx.deterministic && cx.cache_dtype != cx.ops.compute_dtype()) {  // the trainer sees what the sampler's cache holds
-        const Tensor rounded = cx.scratch.allocate(cx.cache_dtype, {n, width});
-        cx.ops.copy(rounded, c_kv);
-        cx.ops.copy(c_kv, rounded);
-    }
+    round_as_cached(cx, c_kv);
     return c_kv;
 }
 
@@ -113,7 +111,7 @@ void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const
 
 // The same function with W_UK moved to the query and W_UV to the output: keys are the latents themselves, values their first
 // c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
-void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
+void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Weight& c_kv,
                           const Spans& spans) const {
     const int64_t n = q.dim(0), h = q.dim(1), c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim,
                   d_r = config_.qk_rope_head_dim;

@@ -65,7 +65,7 @@ private:
     [[nodiscard]] Tensor latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const;
     void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
                          const SequenceGroup& group) const;
-    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
+    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Weight& c_kv,
                          const Spans& spans) const;
     [[nodiscard]] Tensor queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const;
     // Keys and values [n, h, d_n + d_v] of latents c_kv [n, c_kv].

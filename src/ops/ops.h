@@ -89,7 +89,7 @@ public:
     virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;  // [n, d], [*, d], [n]
     virtual void gather_rows_backward(const Tensor& dx, const Tensor& dy,
                                       const Tensor& rows) = 0;  // dx[rows[i]] += dy[i], in order of i
-    // The same from a weight of any scheme: an embedding. By default only from a plain one.
+    // The same from a weight of any scheme: an embedding, a cache. By default only from a plain one.
     virtual void gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) {
         check(w.scheme == Scheme::kPlain, "gather_weight_rows: this device has no quantized embeddings");
         gather_rows(y, w.codes, rows);
@@ -97,8 +97,17 @@ public:
     // The weight in the layout that this device multiplies fastest, in memory of `arena`, or itself where that is none. The
     // numbers stay the same. Where `arena` was used, the old codes are no longer needed.
     [[nodiscard]] virtual Weight pack(const Weight& w, Arena& /*arena*/) { return w; }
-    // y[rows[i]] = x[i], converted to y's dtype. Writing a cache. Rows are distinct.
+    // Whether latent_attention and the two around it take rows of this kind as a cache.
+    [[nodiscard]] virtual bool caches(DType dtype, BlockType block) const {
+        return block == BlockType::kNone && (dtype == DType::kF32 || dtype == DType::kBF16);
+    }
+    // y[rows[i]] = x[i], converted to y's dtype. Rows are distinct.
     virtual void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+    // The same into rows of any scheme that has single rows: writing a cache. By default only into plain ones.
+    virtual void scatter_weight_rows(const Weight& y, const Tensor& x, const Tensor& rows) {
+        check(y.scheme == Scheme::kPlain, "scatter_weight_rows: this device has no quantized cache");
+        scatter_rows(y.codes, x, rows);
+    }
 
     // ---- norm and rope ---------------------------------------------------------------------------------------------------
     // y = w x / sqrt(mean(x^2) + eps) over the last dimension: [n, d], [n, d], [d]. y may be x.
@@ -140,8 +149,8 @@ public:
                                     const Tensor& v, const Tensor& o, const Tensor& lse, const Spans& spans, double scale) = 0;
     // Absorbed MLA (V2 2.1.2): one key/value head for all query heads; the key is the whole latent, the value its first c
     // channels. u [n, h, c], lse [n, h], q [n, h, c + r], latents [m, c + r], or with a block_table pages [blocks, block, c +
-    // r] of the cache's dtype.
-    virtual void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+    // r], in whatever form the cache has (of kBlocks the last dimension counts bytes).
+    virtual void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& latents,
                                   const Spans& spans, double scale) = 0;
 
     // ---- mixture of experts ----------------------------------------------------------------------------------------------

@@ -180,11 +180,12 @@ void PlanOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tenso
           2 * dot * causal_pairs(q.dim(0), k.dim(0), spans));
 }
 
-void PlanOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+void PlanOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& latents, const Spans& spans,
                                double /*scale*/) {
-    const int64_t sequences = spans.cu_q.dim(0) - 1, keys = spans.block_table ? sequences * spans.max_k : latents.dim(0);
+    const int64_t sequences = spans.cu_q.dim(0) - 1, keys = spans.block_table ? sequences * spans.max_k : latents.codes.dim(0);
     const double dot = static_cast<double>(q.dim(1) * (q.dim(2) + u.dim(2)));
-    count(OpFamily::kAttention, {u, lse}, {q, spans.block_table, Tensor(nullptr, latents.dtype, {keys, q.dim(2)})},
+    count(OpFamily::kAttention, {u, lse},
+          {q, spans.block_table, Tensor(nullptr, latents.codes.dtype, {keys, latents.codes.dim(-1)})},
           2 * dot * causal_pairs(q.dim(0), keys, spans));
 }
 

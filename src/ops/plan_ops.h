@@ -72,7 +72,7 @@ public:
     void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dk_shared, const Tensor& dv, const Tensor& dout,
                             const Tensor& q, const Tensor& k, const Tensor& k_shared, const Tensor& v, const Tensor& o,
                             const Tensor& lse, const Spans& spans, double scale) override;
-    void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents, const Spans& spans,
+    void latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& latents, const Spans& spans,
                           double scale) override;
 
     void route(const Tensor& indices, const Tensor& weights, const Tensor& scores, const Tensor& logits, const Tensor& bias,

@@ -8,76 +8,14 @@
 #include <limits>
 
 #include "base/error.h"
+#include "tensor/blocks_nearest.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
 namespace {
 
-void put_half(uint8_t* to, float value) {
-    const Float16 half(value);
-    std::memcpy(to, &half.bits, sizeof half.bits);
-}
 float through_half(float value) { return static_cast<float>(Float16(value)); }
-
-int clamped(float value, int low, int high) {
-    return static_cast<int>(std::clamp(value, static_cast<float>(low), static_cast<float>(high)));
-}
 int nearest(float value, int low, int high) { return clamped(std::nearbyint(value), low, high); }
-
-// 0 where 1 / d would not be finite.
-float inverse(float d) { return std::fabs(d) < 1e-38f ? 0 : 1 / d; }
-
-// The number of largest magnitude, with its sign.
-float extreme(const float* x, int n) {
-    return *std::max_element(x, x + n, [](float a, float b) { return std::fabs(a) < std::fabs(b); });
-}
-
-// ---- blocks of 32: round to nearest --------------------------------------------------------------------------------------
-
-void put_nibbles(uint8_t* to, const int* codes) {
-    for (int i = 0; i < 16; ++i) to[i] = static_cast<uint8_t>((codes[i] & 15) | (codes[i + 16] & 15) << 4);
-}
-void put_high_bits(uint8_t* to, const int* codes) {
-    uint32_t bits = 0;
-    for (uint32_t i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(codes[i] >> 4 & 1) << i;
-    std::memcpy(to, &bits, sizeof bits);
-}
-
-void encode_q8_0(const float* x, uint8_t* to) {
-    const float d = std::fabs(extreme(x, 32)) / 127, id = inverse(d);
-    put_half(to, d);
-    for (int i = 0; i < 32; ++i) to[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(std::round(x[i] * id)));
-}
-
-// The number of largest magnitude becomes code 0, exactly; the others lie towards and beyond zero.
-void encode_symmetric(const float* x, uint8_t* to, int levels) {
-    const int half = levels / 2;
-    const float d = extreme(x, 32) / static_cast<float>(-half), id = inverse(d);
-    int codes[32];
-    for (int i = 0; i < 32; ++i) codes[i] = clamped(std::trunc(x[i] * id + static_cast<float>(half) + 0.5f), 0, levels - 1);
-    put_half(to, d);
-    to += 2;
-    if (levels == 32) {
-        put_high_bits(to, codes);
-        to += 4;
-    }
-    put_nibbles(to, codes);
-}
-
-void encode_with_min(const float* x, uint8_t* to, int levels) {
-    const auto [low, high] = std::minmax_element(x, x + 32);
-    const float d = (*high - *low) / static_cast<float>(levels - 1), id = inverse(d);
-    int codes[32];
-    for (int i = 0; i < 32; ++i) codes[i] = clamped(std::trunc((x[i] - *low) * id + 0.5f), 0, levels - 1);
-    put_half(to, d);
-    put_half(to + 2, *low);
-    to += 4;
-    if (levels == 32) {
-        put_high_bits(to, codes);
-        to += 4;
-    }
-    put_nibbles(to, codes);
-}
 
 // ---- searches ------------------------------------------------------------------------------------------------------------
 
@@ -337,15 +275,11 @@ void encode_mxfp4(const float* x, uint8_t* to) {
 void encode_block(BlockType type, const float* x, const float* w, uint8_t* to) {
     switch (type) {
         case BlockType::kQ80:
-            return encode_q8_0(x, to);
         case BlockType::kQ40:
-            return encode_symmetric(x, to, 16);
         case BlockType::kQ50:
-            return encode_symmetric(x, to, 32);
         case BlockType::kQ41:
-            return encode_with_min(x, to, 16);
         case BlockType::kQ51:
-            return encode_with_min(x, to, 32);
+            return encode_nearest(type, x, to, 32);
         case BlockType::kQ2K:
             return encode_q2k(x, w, to);
         case BlockType::kQ3K:

@@ -133,7 +133,7 @@ private:
             how.max_new_tokens = config_.max_completion_length;
             how.stop_ids.assign(tokenizer_.stop_ids().begin(), tokenizer_.stop_ids().end());
             how.max_sequences = config_.max_sequences;
-            how.cache_dtype = train_config().training.dtype;
+            how.cache_type = train_config().training.dtype;
             how.deterministic = options().deterministic;
             how.vocab_limit = tokenizer_.vocab_size();
             sampler_ = std::make_unique<RolloutSampler>(model(), ops(), how, config_.max_prompt_length);

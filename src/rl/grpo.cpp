@@ -86,7 +86,7 @@ RolloutOptions Grpo::rollout_options() const {
     options.keep_mask = config_.keep_sampling_mask;
     options.max_sequences = config_.max_sequences;
     options.max_batch_rows = config_.max_batch_rows;
-    options.cache_dtype = config_.train.training.dtype;
+    options.cache_type = config_.train.training.dtype;
     options.deterministic = deterministic_;
     options.vocab_limit = tokenizer_.vocab_size();
     return options;

@@ -105,7 +105,7 @@ private:
         EngineOptions engine;
         engine.block_size = kBlock;
         engine.cache_tokens = options_.max_sequences * ((longest_prompt + options_.max_new_tokens + kBlock) / kBlock * kBlock);
-        engine.cache_dtype = options_.cache_dtype;
+        engine.cache_type = options_.cache_type;
         engine.max_batch_rows = engine.prefill_chunk = options_.max_batch_rows;
         engine.max_sequences = options_.max_sequences;
         engine.deterministic = options_.deterministic;

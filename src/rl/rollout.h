@@ -36,7 +36,7 @@ struct RolloutOptions {
     bool keep_mask = false;      // record which ids top_k, top_p and min_p left, and take probabilities among these
     int64_t max_sequences = 64;  // running at a time
     int64_t max_batch_rows = 512;
-    DType cache_dtype = DType::kF32;
+    CacheType cache_type;
     bool deterministic = true;
     int64_t vocab_limit = 0;
 };

@@ -107,6 +107,45 @@ TEST(LatentAttention, ReadsPagesAsIfTheyWereContiguous) {
     }
 }
 
+// Latents as blocks of a cache: what attention makes of them is what it makes of the numbers they stand for.
+TEST(LatentAttention, ReadsBlocksAsTheNumbersTheyStandFor) {
+    Tensors make(5);
+    for (const BlockType type : {BlockType::kQ80, BlockType::kQ40})
+        for (const auto& [heads, c, r] : kShapes)
+            for (const std::vector<int32_t>& lengths : {std::vector<int32_t>{1}, {5, 1, 70}}) {
+                const Problem p(make, heads, c, r, lengths, 130);
+                const int64_t m = p.latents.dim(0), width = c + r, bytes = traits_of(type).bytes;
+                const Weight blocks(make.empty(DType::kU8, {m, (width + 31) / 32 * bytes}), type);
+                std::vector<int32_t> all(static_cast<size_t>(m));
+                std::iota(all.begin(), all.end(), 0);
+                const Tensor rows = make.ints(all), decoded = make.empty(DType::kF32, {m, width});
+                for (const Isa isa : isas()) {
+                    ThreadPool pool(2);
+                    CpuOps ops(pool, isa);
+                    ops.scatter_weight_rows(blocks, p.latents, rows);
+                    ops.gather_weight_rows(decoded, blocks, rows);
+                    std::vector<float> row(static_cast<size_t>((width + 31) / 32 * 32));
+                    for (int64_t i = 0; i < m; ++i) {
+                        decode_blocks(type, blocks.codes.as<uint8_t>() + i * blocks.codes.dim(1), row.data(), std::ssize(row));
+                        ASSERT_EQ(std::memcmp(row.data(), decoded.as<float>() + i * width, 4 * static_cast<size_t>(width)), 0);
+                        const double step = type == BlockType::kQ80 ? 1.0 / 127 : 1.0 / 8;
+                        for (int64_t k = 0; k < width; ++k) {
+                            float largest = 0;
+                            for (int64_t j = k / 32 * 32; j < std::min(width, k / 32 * 32 + 32); ++j)
+                                largest = std::max(largest, std::fabs(p.latents.as<float>()[i * width + j]));
+                            ASSERT_NEAR(row[static_cast<size_t>(k)], p.latents.as<float>()[i * width + k],
+                                        1.01 * step * largest);
+                        }
+                    }
+                    ops.latent_attention(p.u, p.lse, p.q, decoded, p.spans, p.scale);
+                    const std::string u = bytes_of(p.u), lse = bytes_of(p.lse);
+                    ops.latent_attention(p.u, p.lse, p.q, blocks, p.spans, p.scale);
+                    EXPECT_EQ(u == bytes_of(p.u), true) << traits_of(type).name << ", " << heads << " heads";
+                    EXPECT_EQ(lse == bytes_of(p.lse), true) << traits_of(type).name << ", " << heads << " heads";
+                }
+            }
+}
+
 TEST(LatentAttention, OfARowDoesNotDependOnTheOthers) {
     Tensors make(4);
     ThreadPool pool(2);

@@ -18,7 +18,7 @@ std::unique_ptr<Ops> open_gpu(bool bf16, bool deterministic) {
 std::vector<Sample> answers(const LoadedModel& loaded, Ops& ops, bool watched, bool deterministic, int64_t& seen) {
     EngineOptions options;
     options.cache_tokens = 1024;
-    options.cache_dtype = ops.compute_dtype();
+    options.cache_type = ops.compute_dtype();
     options.deterministic = deterministic;
     Engine engine(*loaded.model, ops, options);
     for (const int32_t start : {1, 5, 9}) {

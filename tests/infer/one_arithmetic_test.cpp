@@ -6,6 +6,7 @@
 #include <map>
 
 #include "infer/engine_run.h"
+#include "nn/cache_type.h"
 
 namespace fathom {
 namespace {
@@ -50,11 +51,11 @@ void expect_same_bytes(const Rows& found, const Rows& expected, const std::strin
 }
 
 // What a trainer computes: whole sequences, no cache, activations kept.
-Rows trainers_logits(EngineRun& run, const std::vector<int32_t>& prompt, const Answer& answer, DType cache_dtype) {
+Rows trainers_logits(EngineRun& run, const std::vector<int32_t>& prompt, const Answer& answer, CacheType cache_type) {
     std::vector<int32_t> tokens = prompt;
     tokens.insert(tokens.end(), answer.tokens.begin(), answer.tokens.end() - 1);
     Arena scratch("scratch"), saved("saved");
-    Context cx{run.ops, scratch, saved, cache_dtype, true};
+    Context cx{run.ops, scratch, saved, cache_type, true};
     const bool mla = run.model().config().mla();
     const SequenceChunk whole{tokens, 0, mla ? AttentionForm::kAbsorbed : AttentionForm::kExpanded, {}};
     DeepSeek::Saved activations;
@@ -70,7 +71,8 @@ Rows trainers_logits(EngineRun& run, const std::vector<int32_t>& prompt, const A
 
 struct Case {
     const char* fixture;
-    DType cache_dtype;
+    const char* type;  // of the cache
+    [[nodiscard]] CacheType cache_type() const { return *cache_type_from_name(type); }
 };
 
 class OneArithmetic : public ::testing::TestWithParam<Case> {
@@ -85,7 +87,7 @@ protected:
     }
     [[nodiscard]] EngineOptions options(int64_t rows, int64_t chunk) const {
         return {.cache_tokens = 2048,
-                .cache_dtype = GetParam().cache_dtype,
+                .cache_type = GetParam().cache_type(),
                 .max_batch_rows = rows,
                 .prefill_chunk = chunk,
                 .deterministic = true};
@@ -113,7 +115,7 @@ TEST_P(OneArithmetic, LogitsAreTheSameBytesForEveryBatchChunkAndThreadCount) {
 TEST_P(OneArithmetic, LogitsAreTheTrainersBytes) {
     const std::vector<Answer> sampled = answers(run, prompts, options(64, 16), 1);
     for (size_t i = 0; i < prompts.size(); ++i) {
-        expect_same_bytes(trainers_logits(run, prompts[i], sampled[i], GetParam().cache_dtype), sampled[i].logits,
+        expect_same_bytes(trainers_logits(run, prompts[i], sampled[i], GetParam().cache_type()), sampled[i].logits,
                           "request " + std::to_string(i));
     }
 }
@@ -128,12 +130,11 @@ TEST_P(OneArithmetic, RecomputingWithoutACacheGivesTheSameBytes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, OneArithmetic,
-                         ::testing::Values(Case{"v3", DType::kF32}, Case{"v3", DType::kBF16},
-                                           Case{"v2-lite-greedy", DType::kF32}, Case{"v3-nope-lora-none", DType::kBF16},
-                                           Case{"v1-tiny", DType::kF32}, Case{"v1-tiny", DType::kBF16}),
-                         [](const auto& test) {
-                             return test_name(test.param.fixture) + (test.param.cache_dtype == DType::kF32 ? "_f32" : "_bf16");
-                         });
+                         ::testing::Values(Case{"v3", "f32"}, Case{"v3", "bf16"}, Case{"v3", "int8"}, Case{"v3", "int4"},
+                                           Case{"v2-lite-greedy", "f32"}, Case{"v3-nope-lora-none", "bf16"},
+                                           Case{"v3-nope-lora-none", "f16"}, Case{"v1-tiny", "f32"}, Case{"v1-tiny", "bf16"},
+                                           Case{"v1-tiny", "fp8"}, Case{"v1-tiny", "int8"}),
+                         [](const auto& test) { return test_name(test.param.fixture) + "_" + test.param.type; });
 
 }  // namespace
 }  // namespace fathom

@@ -8,6 +8,7 @@
 #include "cpu/cpu_ops.h"
 #include "model/deepseek.h"
 #include "model/fixture.h"
+#include "nn/cache_type.h"
 
 namespace fathom {
 namespace {
@@ -29,9 +30,22 @@ TEST_F(PagedCacheTest, HasOneTensorPerLayerAndState) {
     EXPECT_EQ(cache.free_blocks(), 7);
     ASSERT_EQ(cache.view().layers.size(), 2u);
     ASSERT_EQ(cache.view().layers[0].states.size(), 2u);
-    EXPECT_EQ(cache.view().layers[0].states[1].describe(), "BF16[7, 16, 4]");
-    EXPECT_EQ(cache.view().layers[1].states[0].describe(), "BF16[7, 16, 5]");
+    EXPECT_EQ(cache.view().layers[0].states[1].codes.describe(), "BF16[7, 16, 4]");
+    EXPECT_EQ(cache.view().layers[1].states[0].codes.describe(), "BF16[7, 16, 5]");
     EXPECT_EQ(PagedCache::width_per_token(kTwoLayers), 15);
+}
+
+TEST_F(PagedCacheTest, PagesOfBlocksCountBytes) {
+    const std::vector<std::vector<CacheState>> v3{{{"latent", 576}}};
+    for (const auto& [name, bytes] : {std::pair("int8", 612), std::pair("int4", 324), std::pair("fp8", 576)}) {
+        const CacheType type = *cache_type_from_name(name);
+        EXPECT_EQ(cache_row_bytes(type, 576), bytes);
+        const PagedCache cache(ops, v3, 32, 16, type);
+        EXPECT_EQ(cache.view().layers[0].states[0].codes.bytes(), 32 * bytes);
+    }
+    EXPECT_LE(100 * cache_row_bytes(CacheType(BlockType::kQ40), 576), 30 * cache_row_bytes(DType::kBF16, 576));
+    EXPECT_EQ(cache_row_bytes(CacheType(BlockType::kQ40), 80), 3 * 18);  // whole blocks
+    EXPECT_FALSE(cache_type_from_name("int2").has_value());
 }
 
 TEST_F(PagedCacheTest, LatentCacheHoldsLatentAndRotaryKeyPerTokenAndLayer) {
@@ -108,7 +122,7 @@ protected:
     int64_t compute(CachedSequence& sequence, const std::vector<int32_t>& tokens) {
         const int64_t reused = sequence.reuse(tokens), count = std::ssize(tokens);
         EXPECT_TRUE(sequence.reserve(count - reused));
-        auto* state = cache.view().layers[0].states[0].as<float>();
+        auto* state = cache.view().layers[0].states[0].codes.as<float>();
         for (int64_t i = reused; i < count; ++i) {
             state[sequence.block_table()[static_cast<size_t>(i / 4)] * 4 + i % 4] =
                 static_cast<float>(tokens[static_cast<size_t>(i)]);
@@ -117,7 +131,7 @@ protected:
         return reused;
     }
     [[nodiscard]] std::vector<float> state_of(const CachedSequence& sequence) const {
-        const auto* state = cache.view().layers[0].states[0].as<float>();
+        const auto* state = cache.view().layers[0].states[0].codes.as<float>();
         std::vector<float> values;
         for (int64_t i = 0; i < sequence.length(); ++i) {
             values.push_back(state[sequence.block_table()[static_cast<size_t>(i / 4)] * 4 + i % 4]);

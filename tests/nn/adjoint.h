@@ -49,7 +49,7 @@ public:
         params{"params", poisoned_memory, kChunk}, grads{"grads", poisoned_memory, kChunk};
     Context cx{ops, scratch, saved};
 
-    explicit AdjointSide(std::optional<size_t> only = {}) : only_(only) { cx.cache_dtype = dtype_of<T>(); }
+    explicit AdjointSide(std::optional<size_t> only = {}) : only_(only) { cx.cache_type = dtype_of<T>(); }
     AdjointSide(const AdjointSide&) = delete;
     AdjointSide& operator=(const AdjointSide&) = delete;
 

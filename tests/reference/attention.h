@@ -99,8 +99,10 @@ void ReferenceOps<T>::attention_backward(const Tensor& dq, const Tensor& dk, con
 }
 
 template <class T>
-void ReferenceOps<T>::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+void ReferenceOps<T>::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& q, const Weight& cache,
                                        const Spans& spans, double scale) {
+    check(cache.scheme == Scheme::kPlain, "latent_attention: the reference reads plain latents");
+    const Tensor& latents = cache.codes;
     const Values<T> query(q);
     const Values<int64_t> cu_k(spans.cu_k), pages(spans.block_table);
     // Rows of all latents, paged or not.

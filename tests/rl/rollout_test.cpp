@@ -37,7 +37,7 @@ struct Policy {
         options.max_new_tokens = 24;
         options.stop_ids = {0, 7, 40};
         options.record_routes = true;
-        options.cache_dtype = config.training.dtype;
+        options.cache_type = config.training.dtype;
         options.deterministic = deterministic;
     }
 

@@ -42,7 +42,7 @@ TEST_P(TrainerAndSampler, AgreeToTheBitOnEveryTokenOfAPackedBatch) {
     Engine engine(run.model, run.ops,
                   {.cache_tokens = 1024,
                    .block_size = 16,
-                   .cache_dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32,
+                   .cache_type = dtype == "bf16" ? DType::kBF16 : DType::kF32,
                    .deterministic = true});
     for (size_t s = 0; s + 1 < batch.cu_seqlens.size(); ++s) {
         const auto begin = static_cast<size_t>(batch.cu_seqlens[s]), end = static_cast<size_t>(batch.cu_seqlens[s + 1]);
