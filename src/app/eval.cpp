@@ -137,6 +137,7 @@ void eval_perplexity(const Options& options, const Globals& globals) {
     how.context = options.context > 0 ? options.context : std::min<int64_t>(longest, 1024);
     how.stride = options.stride;
     how.cache_type = options.model.held_as();
+    how.experts = model.page_experts(0);
     how.deterministic = globals.deterministic;
     if (how.stride > how.context) {
         throw Error(ErrorKind::kUsage,
@@ -172,6 +173,7 @@ void add_eval(CLI::App& app, Globals& globals) {
     action->footer(examples);
     auto options = std::make_shared<Options>();
     options->model.declare(*action);
+    options->model.declare_ram(*action);
     action
         ->add_option("file", options->file,
                      "text (documents separated by a line <|endoftext|>), .jsonl, a token shard (.ftok) or a folder of them")

@@ -13,7 +13,7 @@
 namespace fathom {
 namespace {
 
-EngineOptions engine_options(const OpenModel& model, const EvalOptions& options) {
+EngineOptions engine_options(OpenModel& model, const EvalOptions& options) {
     const int64_t longest = model.config().max_position_embeddings,
                   length = std::min(options.context > 0 ? options.context : 16384, longest);
     EngineOptions result = model.engine_options(std::min(options.batch * length, std::max<int64_t>(2 * length, 65536)));
@@ -27,6 +27,7 @@ EngineOptions engine_options(const OpenModel& model, const EvalOptions& options)
 void EvalOptions::declare(CLI::App& action) {
     model.declare(action);
     model.speculation.declare(action);
+    model.declare_ram(action);
     action.add_option("--output", output, "JSON Lines: what the model said to every item, and what it is worth")
         ->type_name("FILE");
     const auto number = [&](const char* name, int64_t& value, const char* text, int64_t least) {

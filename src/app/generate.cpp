@@ -14,6 +14,7 @@
 
 #include "app/generate_answer.h"
 #include "app/generate_model.h"
+#include "app/paged_experts.h"
 #include "app/verb.h"
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -66,7 +67,8 @@ Answer answer_prompt(OpenModel& model, const Options& options, const std::vector
                           meter);
 }
 
-void print_json(const Options& options, const Answer& answer, const SpeedMeter& meter, int64_t prompt_tokens) {
+void print_json(const Options& options, const Answer& answer, const SpeedMeter& meter, int64_t prompt_tokens,
+                const PagedExperts* paged) {
     if (options.prompt_ids) {
         fmt::print("[{}]\n", fmt::join(answer.ids, ", "));
         return;
@@ -82,6 +84,7 @@ void print_json(const Options& options, const Answer& answer, const SpeedMeter& 
         object["draft_n"] = answer.drafted;
         object["draft_n_accepted"] = answer.accepted;
     }
+    if (paged != nullptr) object["experts"] = paged->json();
     fmt::print("{}\n", object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
@@ -103,11 +106,12 @@ void generate(const Options& options, const Globals& globals) {
     if (stream && options.echo) fmt::print("{}", text);
     SpeedMeter meter;
     const Answer answer = answer_prompt(model, options, prompt, stream, meter);
-    if (globals.json) return print_json(options, answer, meter, prompt_tokens);
+    if (globals.json) return print_json(options, answer, meter, prompt_tokens, model.paged());
     fmt::print("{}\n", ids ? fmt::format("{}", fmt::join(answer.ids, ",")) : "");
     std::fflush(stdout);
     if (globals.quiet) return;
     fmt::print(stderr, "{}{} ({})\n", meter.summary(prompt_tokens), answer.draft_summary(), answer.finish_reason);
+    if (model.paged() != nullptr) fmt::print(stderr, "{}\n", model.paged()->summary());
 }
 
 }  // namespace
@@ -135,6 +139,7 @@ void add_generate(CLI::App& app, Globals& globals) {
     verb->add_flag("--echo", options->echo, "print the prompt before its continuation");
     options->sampling.declare(*verb);
     options->model.speculation.declare(*verb);
+    options->model.declare_ram(*verb);
     verb->add_option("--prefill-chunk", options->prefill_chunk, "tokens of the prompt that are read at a time")
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))

@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "app/paged_experts.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "io/gguf_tokenizer.h"
+#include "model/memory_plan.h"
 
 namespace fathom {
 namespace {
@@ -38,6 +40,14 @@ bool has_tokenizer(const fs::path& folder) {
 }
 
 }  // namespace
+
+void ModelOptions::declare_ram(CLI::App& verb) {
+    verb.add_option("--ram", ram,
+                    "memory to use, as in 8G: routed experts that do not fit are read from the file when needed (CPU)")
+        ->type_name("SIZE")
+        ->transform(CLI::AsSizeValue(false))
+        ->group("Computing");
+}
 
 CLI::Option* add_cache_type(CLI::App& verb, std::string& cache_type) {
     return verb.add_option("--cache-type", cache_type, "hold the cache as f32, bf16, f16, fp8, int8 or int4")
@@ -101,7 +111,10 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
       deterministic_(globals.deterministic),
       device_(globals),
       loaded_(load_model(options.model, device_.ops(),
-                         {.dtype = options.weights_dtype(), .with_mtp = options.speculation.wanted(), .pack = options.pack})) {
+                         {.dtype = options.weights_dtype(),
+                          .with_mtp = options.speculation.wanted(),
+                          .pack = options.pack,
+                          .page_experts = options.ram > 0})) {
     if (text == Text::kNo) return;
     if (loaded_.gguf) {
         const TokenizerFiles files = tokenizer_files_of_gguf(loaded_.gguf->view());
@@ -117,6 +130,8 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
     check_vocabulary();
     bos_ = find_bos();
 }
+
+OpenModel::~OpenModel() = default;
 
 void OpenModel::check_vocabulary() const {
     if (tokenizer_->vocab_size() <= config().vocab_size) return;
@@ -156,8 +171,20 @@ std::vector<int32_t> OpenModel::stop_ids() const {
     return ids;
 }
 
-EngineOptions OpenModel::engine_options(int64_t cache_tokens) const {
+ExpertSource* OpenModel::page_experts(int64_t cache_tokens) {
+    if (options_.ram == 0) return nullptr;
+    if (options_.weights_dtype())
+        throw Error(ErrorKind::kUsage, "--ram computes with the weights as they are stored: leave --dtype out");
+    if (!paged_) {
+        const int64_t cache = cache_tokens * cache_bytes_per_token(config(), options_.held_as());
+        paged_ = std::make_unique<PagedExperts>(loaded_, ops(), options_.ram, cache);
+    }
+    return &paged_->cache();
+}
+
+EngineOptions OpenModel::engine_options(int64_t cache_tokens) {
     EngineOptions options;
+    options.experts = page_experts(cache_tokens);
     options.cache_tokens = cache_tokens;
     options.cache_type = options_.held_as();
     options.deterministic = deterministic_;

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,15 +23,19 @@ namespace fathom {
 // --cache-type NAME, one of kCacheTypeNames.
 CLI::Option* add_cache_type(CLI::App& verb, std::string& cache_type);
 
+class PagedExperts;
+
 struct ModelOptions {
     std::string model;
     std::string dtype = "auto";
     std::string cache_type = "f32";
     bool pack = true;                // LoadOptions::pack
+    int64_t ram = 0;                 // bytes; 0: the whole model
     SpeculationOptions speculation;  // declared by the verbs that want it
 
     // MODEL, --dtype and --cache-type.
     void declare(CLI::App& verb);
+    void declare_ram(CLI::App& verb);
     [[nodiscard]] std::optional<DType> weights_dtype() const;  // nothing: as stored
     [[nodiscard]] CacheType held_as() const;                   // --cache-type
 };
@@ -54,6 +59,7 @@ public:
 
     // Throws Error{kInput}: a broken checkpoint, a tokenizer that does not fit it, none although text is kNeeded.
     OpenModel(const ModelOptions& options, const Globals& globals, Text text);
+    ~OpenModel();
     OpenModel(const OpenModel&) = delete;
     OpenModel& operator=(const OpenModel&) = delete;
 
@@ -72,7 +78,10 @@ public:
     // Ids that end an answer: config.json's eos_token_id, the tokenizer's, and generation_config.json's.
     [[nodiscard]] std::vector<int32_t> stop_ids() const;
     // An engine's options for this model, which samples only ids that the tokenizer has.
-    [[nodiscard]] EngineOptions engine_options(int64_t cache_tokens) const;
+    [[nodiscard]] EngineOptions engine_options(int64_t cache_tokens);
+    // With --ram: experts are paged from now on, beside a cache of so many tokens. Else nothing.
+    ExpertSource* page_experts(int64_t cache_tokens);
+    [[nodiscard]] const PagedExperts* paged() const { return paged_.get(); }
 
 private:
     const ModelOptions& options_;
@@ -81,6 +90,7 @@ private:
     LoadedModel loaded_;
     std::optional<Tokenizer> tokenizer_;
     std::optional<int32_t> bos_;
+    std::unique_ptr<PagedExperts> paged_;  // goes before the model
 
     void check_vocabulary() const;
     [[nodiscard]] std::optional<int32_t> find_bos() const;

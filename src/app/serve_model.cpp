@@ -8,7 +8,7 @@
 namespace fathom {
 namespace {
 
-EngineOptions engine_options(const OpenModel& model, const ServeOptions& options, ExpertLoad& experts) {
+EngineOptions engine_options(OpenModel& model, const ServeOptions& options, ExpertLoad& experts) {
     const int64_t longest = model.config().max_position_embeddings;
     const int64_t length = std::min(options.max_model_len > 0 ? options.max_model_len : 16384, longest);
     EngineOptions result =
@@ -47,6 +47,7 @@ void ServeOptions::declare(CLI::App& verb) {
     model.declare(verb);
     sampling.declare(verb);
     model.speculation.declare(verb);
+    model.declare_ram(verb);
     verb.add_option("--served-model-name", names, "what clients call the model; default: its folder's name")->type_name("NAME");
     verb.add_option("--chat-format", chat_format, "how conversations become prompts; none: texts that the model continues")
         ->type_name("FORMAT")

@@ -28,6 +28,8 @@ struct LoadOptions {
     bool check_nan = true;                  // of files above kFullNanCheckBytes only the beginning of each tensor
     // Quantized matrices as the device likes them. Without, they stay as in the file (for converting), and kv_b_proj is whole.
     bool pack = true;
+    // Routed experts stay as they lie in the file, in its map: infer/expert_cache.h brings them into memory.
+    bool page_experts = false;
 };
 
 // Owns everything that the model's parameters point to.

@@ -43,6 +43,7 @@ public:
           ops_(ops),
           dtype_(options.dtype),
           pack_(options.pack),
+          page_experts_(options.page_experts),
           check_nan_(options.check_nan) {
         if (!dtype_ && !ops.sees_host_memory()) dtype_ = DType::kBF16;
     }
@@ -59,7 +60,7 @@ private:
     const GgufView& file_;
     Ops& ops_;
     std::optional<DType> dtype_;
-    bool pack_, check_nan_;
+    bool pack_, page_experts_, check_nan_;
     std::set<std::string> checked_;
     std::map<std::string, Weight> packed_;  // tensors that several parameters share: one per matrix of experts
     std::vector<std::string> problems_;
@@ -121,7 +122,8 @@ private:
         const bool table_only = tensor.name == "token_embd.weight" && !loaded_.config.tie_word_embeddings;
         // Absorbed attention multiplies by both halves of kv_b, by one of them along its rows.
         const bool both_ways = tensor.block == BlockType::kNone && tensor.name.ends_with("kv_b.weight");
-        if (pack_ && !dtype_ && !both_ways && param.rows % Weight::kPanelRows == 0 && !table_only) {
+        const bool paged = page_experts_ && tensor.name.find("_exps.") != std::string::npos;
+        if (pack_ && !paged && !dtype_ && !both_ways && param.rows % Weight::kPanelRows == 0 && !table_only) {
             const Weight result = ops_.pack(weight, *loaded_.weights);
             if (result.codes.data != weight.codes.data) release_pages(tensor);
             weight = result;

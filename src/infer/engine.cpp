@@ -124,7 +124,7 @@ std::vector<TokenEvent> Engine::step() {
     const std::vector<Sequence*> batch = next_batch();
     if (batch.empty()) return {};
     const ArenaScope scratch(scratch_), saved(saved_);
-    Context cx{ops_, scratch_, saved_, options_.cache_type, options_.deterministic};
+    Context cx{ops_, scratch_, saved_, options_.cache_type, options_.deterministic, options_.experts};
     const Batch built = build(cx, batch);
     Tensor hidden;  // [rows, hidden]; absent where the batch's answer is all that is wanted
     std::vector<TokenEvent> events = sample_all(cx, built, batch, hidden);

@@ -35,6 +35,7 @@ struct EngineOptions {
     // Tokens guessed ahead of every sequence by the model's MTP modules, one by each, and checked by the next batch
     // (infer/speculative.cpp). Changes the time that tokens take, not the tokens. Needs the cache.
     int64_t draft_tokens = 0;
+    ExpertSource* experts = nullptr;  // see Context
     // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones), and whose rows they are,
     // in order; rows of drafts are among them, and those that did not come true are told again later. Valid during the call
     // only.

@@ -25,7 +25,7 @@ PerplexityResult perplexity(const DeepSeek& model, Ops& ops, std::span<const int
     PerplexityResult result;
     for (int64_t begin = 0; result.tokens < predicted; begin += stride) {
         const ArenaScope scope(scratch);
-        Context cx{ops, scratch, saved, options.cache_type, one_arithmetic};
+        Context cx{ops, scratch, saved, options.cache_type, one_arithmetic, options.experts};
         const int64_t end = std::min(begin + options.context, predicted), first = result.tokens - begin;
         const auto at = [&](int64_t from, int64_t to) {
             return tokens.subspan(static_cast<size_t>(from), static_cast<size_t>(to - from));

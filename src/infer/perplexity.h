@@ -13,6 +13,7 @@ struct PerplexityOptions {
     int64_t context = 1024;  // tokens of a window
     int64_t stride = 0;      // tokens between windows; smaller than `context` gives each more to look back on. 0: context
     CacheType cache_type;
+    ExpertSource* experts = nullptr;  // see Context
     bool deterministic = false;
 };
 

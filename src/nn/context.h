@@ -20,12 +20,15 @@ struct CacheType {
     bool operator==(const CacheType&) const = default;
 };
 
+class ExpertSource;
+
 struct Context {
     Ops& ops;
-    Arena& scratch;              // until the end of the enclosing ArenaScope: temporaries of one block
-    Arena& saved;                // from a forward to its backward
-    CacheType cache_type;        // how a latent is rounded before attention sees it, see `deterministic`
-    bool deterministic = false;  // one attention form and one cache rounding everywhere (docs/decisions/001)
+    Arena& scratch;                   // until the end of the enclosing ArenaScope: temporaries of one block
+    Arena& saved;                     // from a forward to its backward
+    CacheType cache_type;             // how a latent is rounded before attention sees it, see `deterministic`
+    bool deterministic = false;       // one attention form and one cache rounding everywhere (docs/decisions/001)
+    ExpertSource* experts = nullptr;  // who brings experts into memory; null: all are there
 
     // Uninitialised activations; kept until the backward when `keep`.
     [[nodiscard]] Tensor empty(std::initializer_list<int64_t> dims, bool keep = false) {

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "nn/expert_source.h"
 #include "nn/stacked.h"
 
 namespace fathom {
@@ -107,6 +108,10 @@ Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* sav
     // Once per training step: of a layer that is recomputed only the second forward keeps its activations.
     if (statistics.expert_load && keep) cx.ops.add_expert_load(statistics.expert_load, offsets);
 
+    if (cx.experts != nullptr) {
+        cx.experts->require(config_.layer, offsets);
+        cx.experts->foresee(cx, config_.layer, x);
+    }
     const Tensor dispatched = cx.empty({m, hidden});
     cx.ops.gather_rows(dispatched, x, source);
     const Tensor gate_up = gates_and_ups(cx, dispatched, gate_, up_, offsets, keep);

@@ -1,6 +1,7 @@
 // Mixture of experts (DeepSeekMoE 3): shared experts serve every token, K of E fine-grained experts are chosen per token.
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -42,6 +43,11 @@ public:
     [[nodiscard]] Tensor backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const;
 
     [[nodiscard]] Router& router() { return router_; }
+    // Gate, up and down of expert e.
+    [[nodiscard]] std::array<Param*, 3> expert(int64_t e) {
+        const auto i = static_cast<size_t>(e);
+        return {&gate_[i], &up_[i], &down_[i]};
+    }
     MoeStatistics statistics;
 
 private:
