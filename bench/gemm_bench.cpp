@@ -133,8 +133,8 @@ void add_products(Cases& cases) {
     for (const int64_t n : {1, 2, 4, 8, 12, 16, 24, 32})
         cases.add(fmt::format("{} rows 16 x [4096, 4096] bf16", n), Form::kForward, bf16, 16, n, 4096, 4096, false);
     for (const int64_t n : {1, 2, 4, 8, 16, 24, 32, 512})
-        cases.add(fmt::format("{} rows 16 x [4096, 4096] bf16 panels", n), Form::kPanels, bf16, n == 512 ? 1 : 16, n, 4096, 4096,
-                  false);
+        cases.add(fmt::format("{} rows 16 x [4096, 4096] bf16 panels", n), Form::kPanels, bf16, n == 512 ? 1 : 16, n, 4096,
+                  4096, false);
     cases.add("1 row 64 experts [2048, 1408] bf16 panels", Form::kPanels, bf16, 64, 1, 2048, 1408, true);
     cases.add("1 row 16 x [4096, 4096] f16 panels", Form::kPanels, DType::kF16, 16, 1, 4096, 4096, false);
     cases.add("1 row 8 x [4096, 4096] f32", Form::kForward, DType::kF32, 8, 1, 4096, 4096, false);

@@ -31,8 +31,8 @@ public:
     void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
     void gather_rows_backward(const Tensor& dx, const Tensor& dy, const Tensor& rows) override;
     void gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& rows) override;
-    // Weights in blocks of Q8_0, Q4_0, Q5_0, Q4_K and Q6_K (cpu/quant_panel.h) and plain ones of BF16 and F16
-    // (cpu/number_panel.h) become panels where they have a multiple of 16 rows.
+    // Weights in blocks (cpu/quant_panel.h) and plain ones of BF16 and F16 (cpu/number_panel.h) become panels where they have a
+    // multiple of 16 rows.
     [[nodiscard]] Weight pack(const Weight& w, Arena& arena) override;
     void scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
     [[nodiscard]] bool caches(DType dtype, BlockType block) const override;

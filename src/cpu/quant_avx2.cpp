@@ -13,14 +13,14 @@ void multiply_row(float* y, const PanelStep& step, const PanelTraits& traits, co
         int32_t* to = sum[traits.half_groups ? k / 16 : 0];
         for (int64_t r = 0; r < kPanelLanes; ++r) to[r] += step.code[k][r] * x;
     }
-    for (int64_t g = 0; g < (traits.half_groups ? 2 : 1); ++g)
-        for (int64_t r = 0; r < kPanelLanes; ++r)
+    for (int64_t g = 0; g < traits.groups_per_step(); ++g)
+        for (int64_t r = 0; r < kPanelLanes; ++r) {
             y[r] = std::fma(step.scale[g][r], factors.d * static_cast<float>(sum[g][r]), y[r]);
-    if (!traits.has_offset) return;
-    for (int64_t r = 0; r < kPanelLanes; ++r) y[r] = std::fma(step.offset[r], factors.sum, y[r]);
+            if (traits.has_offset()) y[r] = std::fma(step.offset[g][r], factors.sum[g], y[r]);
+        }
 }
 
-void multiply(const PanelTile& tile) {
+void multiply(const PanelTile& tile, uint8_t* /*scratch*/) {
     const PanelTraits traits = panel_traits(tile.type);
     PanelStep step;
     for (int64_t panel = 0; panel < tile.panel_count; ++panel) {

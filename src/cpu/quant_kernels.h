@@ -3,21 +3,22 @@
 //
 // Per row of activations and step of 32 columns: d = max |x| / 127, q = x / d rounded to nearest even. Then per lane, over
 // ascending groups of columns (16 or 32):
-//   y = fma(scale, d * float(sum_k code q), y);  with an offset, at the end of a step: y = fma(offset, d * float(sum_k q), y)
+//   y = fma(scale, d * float(sum_k code q), y);  with an offset, then y = fma(offset, d * float(sum_k q), y)
 // Integer sums are exact in any order, so every instruction set, tiling and number of rows gives these bits.
 #pragma once
 
 #include <cstdint>
 
-#include "tensor/blocks.h"
+#include "cpu/quant_panel.h"
 
 namespace fathom {
 
-// What a step of one quantized row needs besides its 32 bytes.
+// What a step of one quantized row needs besides its 32 bytes; per half step, or of the whole step in [0] where groups have 32
+// columns.
 struct StepFactors {
     float d;           // of the activations
-    int32_t shift[2];  // -zero times the sum of q, per half step; the whole step's in shift[0] where groups have 32 columns
-    float sum;         // d * float(sum of q)
+    int32_t shift[2];  // -zero times the sum of q
+    float sum[2];      // d * float(sum of q)
 };
 
 // Rows of activations times panels: y[i, 16 j + lane].
@@ -34,10 +35,22 @@ struct PanelTile {
     int64_t y_row;
 };
 
+// Many rows meet panels that were unpacked for them to a byte per code and f32 factors, of which so many bytes stay in L2.
+inline constexpr int64_t kUnpackedBytes = 384 << 10;
+[[nodiscard]] constexpr int64_t unpacked_panel_bytes(const PanelTraits& traits, int64_t steps) {
+    constexpr auto kFloats = static_cast<int64_t>(sizeof(float)) * kPanelLanes;
+    return steps * (kPanelStep * kPanelLanes + kFloats * traits.groups_per_step() * (traits.has_offset() ? 2 : 1));
+}
+// Scratch memory that `multiply` needs, in bytes.
+[[nodiscard]] constexpr int64_t panel_scratch_bytes(const PanelTraits& traits, int64_t steps) {
+    const int64_t panel = unpacked_panel_bytes(traits, steps);
+    return panel < kUnpackedBytes ? kUnpackedBytes : panel;
+}
+
 struct QuantKernels {
     // q [n], factors [n / 32] of one row x [n].
     void (*quantize_row)(int8_t* q, StepFactors* factors, const float* x, int64_t n, int zero, bool half_groups);
-    void (*multiply)(const PanelTile& tile);
+    void (*multiply)(const PanelTile& tile, uint8_t* scratch);  // panel_scratch_bytes, 64-byte aligned
 };
 
 [[nodiscard]] const QuantKernels& quant_kernels_avx2();

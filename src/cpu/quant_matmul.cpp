@@ -122,8 +122,11 @@ void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, I
     std::vector<PanelTile> whole;
     for (size_t i = 0; i < products.size(); ++i) whole.push_back(whole_product(products[i], rows[i]));
     const std::vector<PanelTile> tiles = plan(whole, pool.size());
-    pool.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) kernels.multiply(tiles[static_cast<size_t>(i)]);
+    int64_t bytes = 0;
+    for (const PanelTile& p : whole) bytes = std::max(bytes, panel_scratch_bytes(panel_traits(p.type), p.steps));
+    pool.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end, int thread) {
+        auto* const unpacked = scratch.of_thread<uint8_t>(thread, bytes);
+        for (int64_t i = begin; i < end; ++i) kernels.multiply(tiles[static_cast<size_t>(i)], unpacked);
     });
 }
 
@@ -143,7 +146,7 @@ void decode_panel_rows(float* y, int64_t stride, const Weight& w, int64_t panel,
         for (int64_t r = first; r < last; ++r)
             for (int64_t k = 0; k < kPanelStep; ++k)
                 y[(r - first) * stride + s * kPanelStep + k] =
-                    step.scale[k / 16][r] * static_cast<float>(step.code[k][r]) + step.offset[r];
+                    step.scale[k / 16][r] * static_cast<float>(step.code[k][r]) + step.offset[k / 16][r];
     }
 }
 

@@ -25,9 +25,11 @@ void quantize_row(int8_t* q, StepFactors* factors, const float* x, int64_t n, in
                 sum[half] += code;
             }
         factors->d = largest / 127.0f;
-        factors->sum = factors->d * static_cast<float>(sum[0] + sum[1]);
-        factors->shift[0] = -zero * (half_groups ? sum[0] : sum[0] + sum[1]);
-        factors->shift[1] = -zero * sum[1];
+        if (!half_groups) sum[0] += sum[1];
+        for (const int half : {0, 1}) {
+            factors->shift[half] = -zero * sum[half];
+            factors->sum[half] = factors->d * static_cast<float>(sum[half]);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-// The products of panels with AVX512-VNNI. Up to 12 rows keep their integer and float sums in registers; a step's codes are
-// unpacked once for all of them, and each quad of codes meets four broadcast bytes of every row: 16 x 4 multiply-adds per
-// vpdpbusd. Per step and row: 8 (vpdpbusd) + load, convert, multiply, fma. One row reads a panel at 50 GB/s and more from the
-// cache, several times what memory gives.
+// The products of panels with AVX512-VNNI. Up to 12 rows keep their integer and float sums in registers, and each quad of codes
+// meets four broadcast bytes of every row: 16 x 4 multiply-adds per vpdpbusd. Per step and row: 8 (vpdpbusd) + load, convert,
+// multiply, fma. Few rows unpack a step's codes on the way; for more rows a tile of panels is unpacked once, to bytes and f32
+// factors in L2. One row reads a panel at 50 GB/s and more from the cache, several times what memory gives.
 #include <immintrin.h>
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -12,98 +13,183 @@ namespace fathom {
 namespace {
 
 constexpr int kMaxRows = 12;
-constexpr int64_t kAhead = 2048;  // bytes
+constexpr int64_t kAhead = 2048;                          // bytes
+constexpr int64_t kCodes = kPanelStep * kPanelLanes;      // of an unpacked step
+constexpr int64_t kFloats = kPanelLanes * sizeof(float);  // bytes of one factor of each lane
+
+template <BlockType T>
+constexpr PanelTraits kTraits = panel_traits(T);
+
+// ---- codes and factors ---------------------------------------------------------------------------------------------------
 
 __m512 halves(const uint8_t* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
-__m512 unsigned_bytes(const uint8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-__m512 signed_bytes(const uint8_t* from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-__m512i low_nibbles(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-__m512i high_nibbles(__m512i x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
+__m128i bytes(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+__m512 unsigned_numbers(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)); }
+__m512 signed_numbers(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
+__m512 negative(__m512 x) { return _mm512_xor_ps(x, _mm512_set1_ps(-0.0f)); }
+__m512i low_bits(__m512i x, char mask) { return _mm512_and_si512(x, _mm512_set1_epi8(mask)); }
 
 // Quads 2 v and 2 v + 1 of a step.
 struct Quads {
     __m512i even, odd;
 };
 
-// Each type: pair(codes, v) = quads 2 v and 2 v + 1 of a step; scale(factors, g, half), offset(factors, g) of step g of a
-// block.
-struct Q80 {
-    static constexpr BlockType kType = BlockType::kQ80;
-    static constexpr int64_t kStepBytes = 512, kFactorBytes = 32, kSteps = 1;
-    static constexpr bool kHalfGroups = false, kHasOffset = false;
-    static Quads pair(const uint8_t* codes, int v) {
-        return {_mm512_loadu_si512(codes + 128 * v), _mm512_loadu_si512(codes + 128 * v + 64)};
-    }
-    static __m512 scale(const uint8_t* factors, int64_t, int64_t) { return halves(factors); }
-    static __m512 offset(const uint8_t*, int64_t) { return _mm512_setzero_ps(); }
-};
+// Quads 2 v and 2 v + 1 of two-bit parts, shifted up by `up` (0 or 4); other bits are left in.
+template <int kUp>
+Quads two_bits(const uint8_t* from, int v) {
+    const __m512i four = _mm512_loadu_si512(from + 64 * (v / 2));
+    if constexpr (kUp == 0)
+        return v % 2 == 0 ? Quads{four, _mm512_srli_epi16(four, 2)}
+                          : Quads{_mm512_srli_epi16(four, 4), _mm512_srli_epi16(four, 6)};
+    else
+        return v % 2 == 0 ? Quads{_mm512_slli_epi16(four, 4), _mm512_slli_epi16(four, 2)}
+                          : Quads{four, _mm512_srli_epi16(four, 2)};
+}
 
-struct Q40 {
-    static constexpr BlockType kType = BlockType::kQ40;
-    static constexpr int64_t kStepBytes = 256, kFactorBytes = 32, kSteps = 1;
-    static constexpr bool kHalfGroups = false, kHasOffset = false;
-    static Quads pair(const uint8_t* codes, int v) {
+// x, with `bit` where the mask of 64 bits says so.
+__m512i with_bit(__m512i x, const uint8_t* mask, char bit) {
+    const auto* from = reinterpret_cast<__mmask64*>(const_cast<uint8_t*>(mask));
+    return _mm512_or_si512(x, _mm512_maskz_mov_epi8(_load_mask64(const_cast<__mmask64*>(from)), _mm512_set1_epi8(bit)));
+}
+
+template <BlockType T>
+Quads pair(const uint8_t* codes, int v) {
+    constexpr int kBits = kTraits<T>.bits;
+    if constexpr (kBits == 8) return {_mm512_loadu_si512(codes + 128 * v), _mm512_loadu_si512(codes + 128 * v + 64)};
+    Quads x;
+    if constexpr (kBits < 4) {
+        const auto [even, odd] = two_bits<0>(codes, v);
+        x = {low_bits(even, 3), low_bits(odd, 3)};
+    } else {
         const __m512i both = _mm512_loadu_si512(codes + 64 * v);
-        return {low_nibbles(both), high_nibbles(both)};
+        x = {low_bits(both, 15), low_bits(_mm512_srli_epi16(both, 4), 15)};
     }
-    static __m512 scale(const uint8_t* factors, int64_t, int64_t) { return halves(factors); }
-    static __m512 offset(const uint8_t*, int64_t) { return _mm512_setzero_ps(); }
+    if constexpr (kBits == 3 || kBits == 5) {
+        const uint8_t* masks = codes + 64 * (kBits - 1) + 16 * v;
+        x = {with_bit(x.even, masks, 1 << (kBits - 1)), with_bit(x.odd, masks + 8, 1 << (kBits - 1))};
+    }
+    if constexpr (kBits == 6) {
+        const auto [even, odd] = two_bits<4>(codes + 256, v);
+        x = {_mm512_or_si512(x.even, low_bits(even, 0x30)), _mm512_or_si512(x.odd, low_bits(odd, 0x30))};
+    }
+    if constexpr (kTraits<T>.table) {
+        constexpr PanelTable kTable = table_of(T);
+        const __m512i table = _mm512_broadcast_i32x4(bytes(kTable.value));
+        x = {_mm512_shuffle_epi8(table, x.even), _mm512_shuffle_epi8(table, x.odd)};
+    }
+    return x;
+}
+
+// The scale of group g of a block.
+template <BlockType T>
+__m512 scale_of(const uint8_t* factors, int64_t g) {
+    constexpr PanelFactors kKind = kTraits<T>.factors;
+    const uint8_t* const scales = factors + kTraits<T>.half_bytes() + kPanelLanes * g;
+    if constexpr (kKind == PanelFactors::kE8m0) {  // 2^(e - 128); e < 2 gives subnormal numbers
+        const __m512i e = _mm512_cvtepu8_epi32(bytes(scales)), one = _mm512_set1_epi32(1);
+        const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
+        const __m512i small = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+        return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmple_epu32_mask(e, one), small));
+    } else if constexpr (kKind == PanelFactors::kHalf || kKind == PanelFactors::kHalfMin) {
+        return halves(factors);
+    } else if constexpr (kKind == PanelFactors::kSigned) {
+        return _mm512_mul_ps(halves(factors), signed_numbers(bytes(scales)));
+    } else if constexpr (kKind == PanelFactors::kNibbleMin) {
+        return _mm512_mul_ps(halves(factors), unsigned_numbers(_mm_and_si128(bytes(scales), _mm_set1_epi8(15))));
+    } else {
+        return _mm512_mul_ps(halves(factors), unsigned_numbers(bytes(scales)));
+    }
+}
+
+// The offset of group g of a block, of types that have one.
+template <BlockType T>
+__m512 offset_of(const uint8_t* factors, int64_t g) {
+    constexpr PanelFactors kKind = kTraits<T>.factors;
+    const __m512 m = halves(factors + 2 * kPanelLanes);
+    const uint8_t* const scales = factors + kTraits<T>.half_bytes() + kPanelLanes * g;
+    if constexpr (kKind == PanelFactors::kHalfMin) {
+        return m;
+    } else if constexpr (kKind == PanelFactors::kNibbleMin) {
+        const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes(scales), 4), _mm_set1_epi8(15));
+        return negative(_mm512_mul_ps(m, unsigned_numbers(high)));
+    } else {
+        return negative(_mm512_mul_ps(m, unsigned_numbers(bytes(scales + kPanelLanes * kTraits<T>.groups()))));
+    }
+}
+
+// ---- a step of a panel: as it is packed, or unpacked ---------------------------------------------------------------------
+
+template <BlockType T>
+class PackedSteps {
+public:
+    static constexpr bool kHalfGroups = kTraits<T>.half_groups, kHasOffset = kTraits<T>.has_offset(), kFromMemory = true;
+    static constexpr int64_t kBytes = kTraits<T>.step_bytes();
+
+    PackedSteps(const uint8_t* panel, int64_t steps) : codes_(panel), factors_(panel + steps * kBytes) {}
+    [[nodiscard]] Quads quads(int v) const { return pair<T>(codes_, v); }
+    [[nodiscard]] __m512 scale(int group) const { return scale_of<T>(factors_, group_ + group); }
+    [[nodiscard]] __m512 offset(int group) const { return offset_of<T>(factors_, group_ + group); }
+    [[nodiscard]] const uint8_t* codes() const { return codes_; }
+    void next() {
+        codes_ += kBytes;
+        group_ += kTraits<T>.groups_per_step();
+        if (group_ < kTraits<T>.groups()) return;
+        group_ = 0;
+        factors_ += kTraits<T>.factor_bytes();
+    }
+
+private:
+    const uint8_t *codes_, *factors_;
+    int64_t group_ = 0;  // in the block
 };
 
-struct Q50 : Q40 {
-    static constexpr BlockType kType = BlockType::kQ50;
-    static constexpr int64_t kStepBytes = 320;
-    static Quads pair(const uint8_t* codes, int v) {
-        const auto [low, high] = Q40::pair(codes, v);
-        const __m512i bit = _mm512_set1_epi8(16);
-        const __mmask64* masks = reinterpret_cast<const __mmask64*>(codes + 256) + 2 * v;
-        return {_mm512_or_si512(low, _mm512_maskz_mov_epi8(_load_mask64(const_cast<__mmask64*>(masks)), bit)),
-                _mm512_or_si512(high, _mm512_maskz_mov_epi8(_load_mask64(const_cast<__mmask64*>(masks + 1)), bit))};
-    }
-};
+// Per step 512 codes, the scales of its groups, their offsets if there are any.
+template <bool HalfGroups, bool HasOffset>
+class UnpackedSteps {
+public:
+    static constexpr bool kHalfGroups = HalfGroups, kHasOffset = HasOffset, kFromMemory = false;
+    static constexpr int64_t kGroups = HalfGroups ? 2 : 1, kBytes = kCodes + kFloats * kGroups * (HasOffset ? 2 : 1);
 
-struct Q4K : Q40 {
-    static constexpr BlockType kType = BlockType::kQ4K;
-    static constexpr int64_t kFactorBytes = 320, kSteps = 8;
-    static constexpr bool kHasOffset = true;
-    static __m512 scale(const uint8_t* factors, int64_t g, int64_t) {
-        return _mm512_mul_ps(halves(factors), unsigned_bytes(factors + 64 + 16 * g));
-    }
-    static __m512 offset(const uint8_t* factors, int64_t g) {
-        const __m512 product = _mm512_mul_ps(halves(factors + 32), unsigned_bytes(factors + 192 + 16 * g));
-        return _mm512_xor_ps(product, _mm512_set1_ps(-0.0f));
-    }
-};
+    UnpackedSteps(const uint8_t* panel, int64_t /*steps*/) : at_(panel) {}
+    [[nodiscard]] Quads quads(int v) const { return {_mm512_load_si512(at_ + 128 * v), _mm512_load_si512(at_ + 128 * v + 64)}; }
+    [[nodiscard]] __m512 scale(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * group); }
+    [[nodiscard]] __m512 offset(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * (kGroups + group)); }
+    void next() { at_ += kBytes; }
 
-struct Q6K {
-    static constexpr BlockType kType = BlockType::kQ6K;
-    static constexpr int64_t kStepBytes = 384, kFactorBytes = 288, kSteps = 8;
-    static constexpr bool kHalfGroups = true, kHasOffset = false;
-    static Quads pair(const uint8_t* codes, int v) {
-        const auto [low, high] = Q40::pair(codes, v);
-        const __m512i top = _mm512_loadu_si512(codes + 256 + 64 * (v / 2)), mask = _mm512_set1_epi8(0x30);
-        const __m512i first = v % 2 == 0 ? _mm512_slli_epi16(top, 4) : top;
-        const __m512i second = v % 2 == 0 ? _mm512_slli_epi16(top, 2) : _mm512_srli_epi16(top, 2);
-        return {_mm512_or_si512(low, _mm512_and_si512(first, mask)), _mm512_or_si512(high, _mm512_and_si512(second, mask))};
-    }
-    static __m512 scale(const uint8_t* factors, int64_t g, int64_t half) {
-        return _mm512_mul_ps(halves(factors), signed_bytes(factors + 32 + 16 * (2 * g + half)));
-    }
-    static __m512 offset(const uint8_t*, int64_t) { return _mm512_setzero_ps(); }
+private:
+    const uint8_t* at_;
 };
+template <BlockType T>
+using Unpacked = UnpackedSteps<kTraits<T>.half_groups, kTraits<T>.has_offset()>;
+
+template <BlockType T>
+void unpack_panel(uint8_t* to, const uint8_t* panel, int64_t steps) {
+    PackedSteps<T> from(panel, steps);
+    for (int64_t s = 0; s < steps; ++s, from.next(), to += Unpacked<T>::kBytes) {
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const auto [even, odd] = from.quads(v);
+            _mm512_store_si512(to + 128 * v, even);
+            _mm512_store_si512(to + 128 * v + 64, odd);
+        }
+        for (int group = 0; group < Unpacked<T>::kGroups; ++group) {
+            _mm512_store_ps(to + kCodes + kFloats * group, from.scale(group));
+            if constexpr (Unpacked<T>::kHasOffset)
+                _mm512_store_ps(to + kCodes + kFloats * (Unpacked<T>::kGroups + group), from.offset(group));
+        }
+    }
+}
+
+// ---- products ------------------------------------------------------------------------------------------------------------
 
 __m512i broadcast4(const int8_t* from) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(from)); }
 
 // sum[r] += vectors [first, last) of a step times row r.
-template <class F, int R>
-void add_pairs(__m512i (&sum)[R], const uint8_t* codes, const int8_t* q, int64_t row_bytes, int first, int last) {
+template <class S, int R>
+void add_pairs(__m512i (&sum)[R], const S& step, const int8_t* q, int64_t row_bytes, int first, int last) {
 #pragma GCC unroll 4
     for (int v = first; v < last; ++v) {
-        const auto [even, odd] = F::pair(codes, v);
+        const auto [even, odd] = step.quads(v);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
             sum[r] = _mm512_dpbusd_epi32(sum[r], even, broadcast4(q + r * row_bytes + 8 * v));
@@ -112,84 +198,91 @@ void add_pairs(__m512i (&sum)[R], const uint8_t* codes, const int8_t* q, int64_t
     }
 }
 
-// R rows times one panel.
-template <class F, int R>
-void multiply_rows(const PanelTile& tile, int64_t row, int64_t panel) {
-    const uint8_t* codes = tile.panels + panel * tile.panel_bytes;
-    const uint8_t* factors = codes + tile.steps * F::kStepBytes;
+// R rows from `row` on times one panel, whose columns of C begin at `column`.
+template <class S, int R>
+void multiply_rows(const PanelTile& tile, const uint8_t* panel, int64_t row, int64_t column) {
     const int64_t row_bytes = tile.steps * kPanelStep;
     const int8_t* q = tile.q + row * row_bytes;
     const StepFactors* of_row = tile.factors + row * tile.steps;
+    S step(panel, tile.steps);
     __m512 y[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) y[r] = _mm512_setzero_ps();
-    for (int64_t s = 0; s < tile.steps; ++s, codes += F::kStepBytes, q += kPanelStep, ++of_row) {
-        const int64_t g = s % F::kSteps;
-        if constexpr (R <= 2) {  // from memory: the hardware's prefetch stops where a page ends
+    for (int64_t s = 0; s < tile.steps; ++s, step.next(), q += kPanelStep, ++of_row) {
+        if constexpr (S::kFromMemory && R <= 4) {  // the hardware's prefetch stops where a page ends
 #pragma GCC unroll 8
-            for (int64_t line = 0; line < F::kStepBytes; line += 64)
-                _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead + line), _MM_HINT_T0);
+            for (int64_t line = 0; line < S::kBytes; line += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(step.codes() + kAhead + line), _MM_HINT_T0);
         }
-        constexpr int kGroups = F::kHalfGroups ? 2 : 1;
+        constexpr int kGroups = S::kHalfGroups ? 2 : 1;
 #pragma GCC unroll 2
-        for (int half = 0; half < kGroups; ++half) {
+        for (int group = 0; group < kGroups; ++group) {
             __m512i sum[R];
 #pragma GCC unroll 12
-            for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(of_row[r * tile.steps].shift[half]);
-            add_pairs<F, R>(sum, codes, q, row_bytes, 4 / kGroups * half, 4 / kGroups * (half + 1));
-            const __m512 scale = F::scale(factors, g, half);
+            for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(of_row[r * tile.steps].shift[group]);
+            add_pairs<S, R>(sum, step, q, row_bytes, 4 / kGroups * group, 4 / kGroups * (group + 1));
+            const __m512 scale = step.scale(group);
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
                 const __m512 d = _mm512_set1_ps(of_row[r * tile.steps].d);
                 y[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[r])), y[r]);
             }
-        }
-        if constexpr (F::kHasOffset) {
-            const __m512 offset = F::offset(factors, g);
+            if constexpr (S::kHasOffset) {
+                const __m512 offset = step.offset(group);
 #pragma GCC unroll 12
-            for (int r = 0; r < R; ++r) y[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(of_row[r * tile.steps].sum), y[r]);
+                for (int r = 0; r < R; ++r)
+                    y[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(of_row[r * tile.steps].sum[group]), y[r]);
+            }
         }
-        if (g == F::kSteps - 1) factors += F::kFactorBytes;
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) _mm512_storeu_ps(tile.y + (row + r) * tile.y_row + panel * kPanelLanes, y[r]);
+    for (int r = 0; r < R; ++r) _mm512_storeu_ps(tile.y + (row + r) * tile.y_row + column, y[r]);
 }
 
-using MultiplyRows = void (*)(const PanelTile& tile, int64_t row, int64_t panel);
+using MultiplyRows = void (*)(const PanelTile& tile, const uint8_t* panel, int64_t row, int64_t column);
 
-template <class F, int... I>
+template <class S, int... I>
 constexpr std::array<MultiplyRows, sizeof...(I)> make_table(std::integer_sequence<int, I...>) {
-    return {&multiply_rows<F, I + 1>...};
+    return {&multiply_rows<S, I + 1>...};
 }
-template <class F>
-constexpr auto kTable = make_table<F>(std::make_integer_sequence<int, kMaxRows>{});
+template <class S>
+constexpr auto kTable = make_table<S>(std::make_integer_sequence<int, kMaxRows>{});
 
-// Rows in as few slivers as possible, equal within one; a sliver's rows stay in L1 while the panels pass, which come from L2
-// after the first sliver.
-template <class F>
-void multiply_type(const PanelTile& tile) {
+// All rows times `count` panels from `panels` on, the first of them the tile's panel `first`. Rows in as few slivers as
+// possible, equal within one; a sliver's rows stay in L1 while the panels pass, which come from L2.
+template <class S>
+void multiply_slivers(const PanelTile& tile, const uint8_t* panels, int64_t panel_bytes, int64_t first, int64_t count) {
     const int64_t slivers = (tile.rows + kMaxRows - 1) / kMaxRows;
     for (int64_t i = 0; i < slivers; ++i) {
         const int64_t row = tile.rows * i / slivers, end = tile.rows * (i + 1) / slivers;
-        for (int64_t panel = 0; panel < tile.panel_count; ++panel)
-            kTable<F>[static_cast<size_t>(end - row - 1)](tile, row, panel);
+        const auto multiply = kTable<S>[static_cast<size_t>(end - row - 1)];
+        for (int64_t panel = 0; panel < count; ++panel)
+            multiply(tile, panels + panel * panel_bytes, row, (first + panel) * kPanelLanes);
     }
 }
 
-void multiply(const PanelTile& tile) {
-    switch (tile.type) {
-        case BlockType::kQ80:
-            return multiply_type<Q80>(tile);
-        case BlockType::kQ40:
-            return multiply_type<Q40>(tile);
-        case BlockType::kQ50:
-            return multiply_type<Q50>(tile);
-        case BlockType::kQ4K:
-            return multiply_type<Q4K>(tile);
-        default:
-            return multiply_type<Q6K>(tile);
+template <BlockType T>
+void multiply_type(const PanelTile& tile, uint8_t* scratch) {
+    if (tile.rows <= kMaxRows || kTraits<T>.bits == 8)
+        return multiply_slivers<PackedSteps<T>>(tile, tile.panels, tile.panel_bytes, 0, tile.panel_count);
+    const int64_t bytes = unpacked_panel_bytes(kTraits<T>, tile.steps), chunk = std::max<int64_t>(1, kUnpackedBytes / bytes);
+    for (int64_t first = 0; first < tile.panel_count; first += chunk) {
+        const int64_t count = std::min(chunk, tile.panel_count - first);
+        for (int64_t i = 0; i < count; ++i)
+            unpack_panel<T>(scratch + i * bytes, tile.panels + (first + i) * tile.panel_bytes, tile.steps);
+        multiply_slivers<Unpacked<T>>(tile, scratch, bytes, first, count);
     }
 }
+
+using Multiply = void (*)(const PanelTile& tile, uint8_t* scratch);
+
+template <size_t... I>
+constexpr std::array<Multiply, sizeof...(I)> make_types(std::index_sequence<I...>) {
+    return {&multiply_type<static_cast<BlockType>(I + 1)>...};
+}
+constexpr auto kTypes = make_types(std::make_index_sequence<static_cast<size_t>(BlockType::kMxfp4)>{});
+
+void multiply(const PanelTile& tile, uint8_t* scratch) { kTypes[static_cast<size_t>(tile.type) - 1](tile, scratch); }
 
 }  // namespace
 

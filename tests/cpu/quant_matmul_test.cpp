@@ -14,7 +14,15 @@
 namespace fathom {
 namespace {
 
-constexpr BlockType kPanelTypes[] = {BlockType::kQ80, BlockType::kQ40, BlockType::kQ50, BlockType::kQ4K, BlockType::kQ6K};
+constexpr BlockType kPanelTypes[] = {BlockType::kQ40,   BlockType::kQ41,   BlockType::kQ50,  BlockType::kQ51, BlockType::kQ80,
+                                     BlockType::kQ2K,   BlockType::kQ3K,   BlockType::kQ4K,  BlockType::kQ5K, BlockType::kQ6K,
+                                     BlockType::kIq4Nl, BlockType::kIq4Xs, BlockType::kMxfp4};
+
+bool has_scale_per_16(BlockType type) { return type == BlockType::kQ2K || type == BlockType::kQ3K || type == BlockType::kQ6K; }
+bool has_minimum(BlockType type) {
+    return type == BlockType::kQ41 || type == BlockType::kQ51 || type == BlockType::kQ2K || type == BlockType::kQ4K ||
+           type == BlockType::kQ5K;
+}
 
 // Byte offsets of a block's half-precision factors.
 std::vector<int64_t> half_offsets(BlockType type) {
@@ -46,7 +54,8 @@ Weight random_blocks(Tensors& t, BlockType type, int64_t out, int64_t in) {
             const Float16 d(static_cast<float>(0.01 * t.rng().normal()));
             std::memcpy(codes.as<uint8_t>() + b * traits.bytes + at, &d.bits, 2);
         }
-        if (type == BlockType::kMxfp4) codes.as<uint8_t>()[b * traits.bytes] = static_cast<uint8_t>(115 + t.rng().below(10));
+        if (type == BlockType::kMxfp4)
+            codes.as<uint8_t>()[b * traits.bytes] = static_cast<uint8_t>(b % 7 < 2 ? b % 7 : 115 + t.rng().below(10));
     }
     return {codes, type};
 }
@@ -74,21 +83,23 @@ struct Step {
 
 float defined_product(const Weight& w, int64_t row, const float* x) {
     const BlockTraits& traits = traits_of(w.block);
-    const bool halves = w.block == BlockType::kQ6K;
+    const int64_t width = has_scale_per_16(w.block) ? 16 : 32;
     float y = 0;
     BlockCodes block;
     for (int64_t k = 0; k < w.in_features(); k += 32) {
         const int64_t b = k / traits.elements, in_block = k % traits.elements;
         split_block(w.block, w.codes.as<uint8_t>() + row * w.codes.stride[0] + b * traits.bytes, block);
         const Step step(x + k);
-        int all = 0;
-        for (int i = 0; i < 32; ++i) all += step.q[i];
-        for (int64_t from = 0; from < 32; from += halves ? 16 : 32) {
-            int sum = 0;
-            for (int64_t i = from; i < from + (halves ? 16 : 32); ++i) sum += block.code[in_block + i] * step.q[i];
-            y = std::fma(block.scale[(in_block + from) / 16], step.d * static_cast<float>(sum), y);
+        for (int64_t from = 0; from < 32; from += width) {
+            int sum = 0, all = 0;
+            for (int64_t i = from; i < from + width; ++i) {
+                sum += block.code[in_block + i] * step.q[i];
+                all += step.q[i];
+            }
+            const int64_t g = (in_block + from) / 16;
+            y = std::fma(block.scale[g], step.d * static_cast<float>(sum), y);
+            if (has_minimum(w.block)) y = std::fma(block.offset[g], step.d * static_cast<float>(all), y);
         }
-        if (w.block == BlockType::kQ4K) y = std::fma(block.offset[in_block / 16], step.d * static_cast<float>(all), y);
     }
     return y;
 }
@@ -119,7 +130,7 @@ protected:
 
 TEST_P(QuantMatmul, PanelsGiveTheBitsOfTheDefinition) {
     for (const BlockType type : kPanelTypes) {
-        for (const int64_t rows : {1, 2, 5, 12, 13, 25, 300}) {
+        for (const int64_t rows : {1, 2, 4, 5, 12, 13, 25, 300}) {
             const int64_t in = traits_of(type).elements * static_cast<int64_t>(1 + t.rng().below(rows > 20 ? 2 : 4));
             const int64_t out = 16 * static_cast<int64_t>(1 + t.rng().below(rows > 20 ? 3 : 9));
             const Weight w = random_blocks(t, type, out, in);
