@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Clients that nobody here wrote, against `fathom serve` with the bundled model.
 #   tools/check_clients.sh FATHOM [CLIENT...]
-# Clients: openai anthropic prometheus langchain llama_index lm_eval schemathesis (each in its own pinned environment under
+# Clients: openai anthropic prometheus langchain_openai langchain_deepseek llama_index lm_eval schemathesis (each in its own pinned environment under
 # build/venvs), promtool wrk curl (Debian packages), page (Playwright and Chromium). Default: all. Prints a line per client.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 [[ $# -ge 1 ]] || { echo "usage: $0 FATHOM [CLIENT...]" >&2 && exit 2; }
 readonly kFathom=$1
 shift
-readonly kAll=(openai anthropic prometheus langchain llama_index lm_eval schemathesis promtool wrk curl page)
+readonly kAll=(openai anthropic prometheus langchain_openai langchain_deepseek llama_index lm_eval schemathesis promtool wrk curl page)
 readonly kModel=models/stories kVenvs=${FATHOM_VENVS:-build/venvs}
 work=$(mktemp -d)
 server=
@@ -95,8 +95,7 @@ check_curl() {
 
 check_client() {
     case $1 in
-        openai | anthropic | prometheus) "$kVenvs/$1/bin/python" tests/clients/check_clients.py "$base" "$1" ;;
-        langchain | llama_index) "$kVenvs/$1/bin/python" tests/clients/check_frameworks.py "$base" "$1" ;;
+        openai | anthropic | prometheus | langchain_* | llama_index) "$kVenvs/$1/bin/python" tests/clients/check_clients.py "$base" "$1" ;;
         page) "$kVenvs/page/bin/python" tests/clients/check_page.py "$base" "${FATHOM_SCREENSHOTS:-build/screenshots}" ;;
         lm_eval) check_lm_eval ;;
         schemathesis) check_schemathesis ;;

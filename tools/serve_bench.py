@@ -31,11 +31,14 @@ class Server:
 
 
 async def stream(port, body):
-    """Seconds from the start to every event, and whether the stream was complete."""
+    """Seconds from the start to every event, and whether the stream was complete; none, where the server refused."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     text = json.dumps({**body, "stream": True})
     writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
     start, times, whole = time.perf_counter(), [], False
+    if b" 200 " not in await reader.readline():
+        writer.close()
+        return times, whole
     while line := await reader.readline():
         if line.startswith(b"data: [DONE]"):
             whole = True
@@ -84,6 +87,49 @@ async def prefix(port, tokens):
     return percentile(cold, 0.5), percentile(warm, 0.5)
 
 
+async def overload(port, clients, seconds, tokens):
+    """Clients that come back at once, answered or refused: how many were refused, and the time a token took of those answered."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    answered, refused = [], 0
+
+    async def client(number):
+        nonlocal refused
+        while loop.time() < end:
+            body = {"prompt": f"Once upon a time there were {number} dogs", "max_tokens": tokens, "ignore_eos": True, "temperature": 1, "seed": number}
+            times, whole = await stream(port, body)
+            if whole:
+                answered.append((times[-1] - times[0]) / (len(times) - 1))
+            else:
+                refused += 1
+                await asyncio.sleep(0.2)
+
+    await asyncio.gather(*[client(number) for number in range(clients)])
+    return answered, refused
+
+
+def objective(fathom, model, clients, seconds):
+    """Under a load that would miss it, the time per token of what is admitted stays below --tpot-slo-ms; the rest gets 429."""
+    tokens = 64
+    free = Server(fathom, model, "--max-num-seqs", "1024", "--max-waiting", "4096")
+    try:
+        asyncio.run(overload(free.port, 1, 2, tokens))  # warm
+        alone, _ = asyncio.run(overload(free.port, 1, 3, tokens))
+        without, _ = asyncio.run(overload(free.port, clients, seconds, tokens))
+    finally:
+        free.stop()
+    target = 1e3 * (percentile(alone, 0.5) * percentile(without, 0.5)) ** 0.5  # between what one gets and what all together get
+    held = Server(fathom, model, "--max-num-seqs", "1024", "--max-waiting", "4", "--tpot-slo-ms", f"{target:.3f}")
+    try:
+        asyncio.run(overload(held.port, clients, 2, tokens))  # learns how long its batches take
+        answered, refused = asyncio.run(overload(held.port, clients, seconds, tokens))
+    finally:
+        held.stop()
+    return {"clients": clients, "alone_tpot_ms": 1e3 * percentile(alone, 0.5), "without_p99_tpot_ms": 1e3 * percentile(without, 0.99), "slo_ms": target,
+            "median_tpot_ms": 1e3 * percentile(answered, 0.5), "p99_tpot_ms": 1e3 * percentile(answered, 0.99), "answered": len(answered),
+            "refused_429": refused, "ratio": 1e3 * percentile(answered, 0.99) / target, "bound": 1.0}
+
+
 def throughput(fathom, model, server):
     bench = [fathom, "bench", "serve", "--port", str(server.port), "--json", "--quiet", "--num-prompts", "96", "--max-concurrency", "32",
              "--input-len", "32", "--output-len", "200", "--ignore-eos"]
@@ -100,7 +146,8 @@ def main():
     parser.add_argument("fathom")
     parser.add_argument("model")
     parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--prefix", type=int, default=900)
+    parser.add_argument("--prefix", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=64, help="of the overload that --tpot-slo-ms is tried under")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     server = Server(options.fathom, options.model, "--max-num-seqs", "1024", "--cache-tokens", "131072")
@@ -117,6 +164,7 @@ def main():
         figures["streams"] = {**streams, "p99_over_median": streams["p99_gap_ms"] / streams["median_gap_ms"], "bound": 3.0}
     finally:
         figures["exit_code_after_sigterm"] = server.stop()
+    figures["tpot_slo"] = objective(options.fathom, options.model, options.clients, 15)
     for name, values in figures.items():
         print(f"{name}: {json.dumps(values)}")
     if options.out:
