@@ -225,7 +225,7 @@ void add_chat(CLI::App& app, Globals& globals) {
     verb->add_flag("--raw", options->raw, "continue what is typed, as models without a chat template do anyway");
     options->sampling.declare(*verb);
     options->model.speculation.declare(*verb);
-    options->model.declare_ram(*verb);
+    options->model.declare_memory(*verb);
     verb->callback([options, &globals] {
         if (globals.json) throw Error(ErrorKind::kUsage, "chat has no JSON form: use fathom generate --json");
         Repl(*options, globals).run();

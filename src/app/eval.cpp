@@ -173,7 +173,7 @@ void add_eval(CLI::App& app, Globals& globals) {
     action->footer(examples);
     auto options = std::make_shared<Options>();
     options->model.declare(*action);
-    options->model.declare_ram(*action);
+    options->model.declare_memory(*action);
     action
         ->add_option("file", options->file,
                      "text (documents separated by a line <|endoftext|>), .jsonl, a token shard (.ftok) or a folder of them")

@@ -27,7 +27,7 @@ EngineOptions engine_options(OpenModel& model, const EvalOptions& options) {
 void EvalOptions::declare(CLI::App& action) {
     model.declare(action);
     model.speculation.declare(action);
-    model.declare_ram(action);
+    model.declare_memory(action);
     action.add_option("--output", output, "JSON Lines: what the model said to every item, and what it is worth")
         ->type_name("FILE");
     const auto number = [&](const char* name, int64_t& value, const char* text, int64_t least) {

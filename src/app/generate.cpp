@@ -139,7 +139,7 @@ void add_generate(CLI::App& app, Globals& globals) {
     verb->add_flag("--echo", options->echo, "print the prompt before its continuation");
     options->sampling.declare(*verb);
     options->model.speculation.declare(*verb);
-    options->model.declare_ram(*verb);
+    options->model.declare_memory(*verb);
     verb->add_option("--prefill-chunk", options->prefill_chunk, "tokens of the prompt that are read at a time")
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))

@@ -41,11 +41,16 @@ bool has_tokenizer(const fs::path& folder) {
 
 }  // namespace
 
-void ModelOptions::declare_ram(CLI::App& verb) {
+void ModelOptions::declare_memory(CLI::App& verb) {
     verb.add_option("--ram", ram,
                     "memory to use, as in 8G: routed experts that do not fit are read from the file when needed (CPU)")
         ->type_name("SIZE")
         ->transform(CLI::AsSizeValue(false))
+        ->group("Computing");
+    verb.add_option("--repack-cache", repack_cache,
+                    "of a GGUF file on a CPU: keep its packed weights in this folder, so that later starts need not pack them")
+        ->type_name("DIR")
+        ->envname("FATHOM_REPACK_CACHE")
         ->group("Computing");
 }
 
@@ -114,7 +119,8 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
                          {.dtype = options.weights_dtype(),
                           .with_mtp = options.speculation.wanted(),
                           .pack = options.pack,
-                          .page_experts = options.ram > 0})) {
+                          .page_experts = options.ram > 0,
+                          .repack_cache = options.repack_cache})) {
     if (text == Text::kNo) return;
     if (loaded_.gguf) {
         const TokenizerFiles files = tokenizer_files_of_gguf(loaded_.gguf->view());

@@ -31,11 +31,12 @@ struct ModelOptions {
     std::string cache_type = "f32";
     bool pack = true;                // LoadOptions::pack
     int64_t ram = 0;                 // bytes; 0: the whole model
+    std::string repack_cache;        // LoadOptions::repack_cache
     SpeculationOptions speculation;  // declared by the verbs that want it
 
     // MODEL, --dtype and --cache-type.
     void declare(CLI::App& verb);
-    void declare_ram(CLI::App& verb);
+    void declare_memory(CLI::App& verb);
     [[nodiscard]] std::optional<DType> weights_dtype() const;  // nothing: as stored
     [[nodiscard]] CacheType held_as() const;                   // --cache-type
 };

@@ -47,7 +47,7 @@ void ServeOptions::declare(CLI::App& verb) {
     model.declare(verb);
     sampling.declare(verb);
     model.speculation.declare(verb);
-    model.declare_ram(verb);
+    model.declare_memory(verb);
     verb.add_option("--served-model-name", names, "what clients call the model; default: its folder's name")->type_name("NAME");
     verb.add_option("--chat-format", chat_format, "how conversations become prompts; none: texts that the model continues")
         ->type_name("FORMAT")

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/repack_cache.h"
 #include "io/gguf.h"
 #include "io/safetensors.h"
 #include "model/deepseek.h"
@@ -30,6 +31,8 @@ struct LoadOptions {
     bool pack = true;
     // Routed experts stay as they lie in the file, in its map: infer/expert_cache.h brings them into memory.
     bool page_experts = false;
+    // A folder that keeps packed weights of GGUF files for the next start (repack_cache.h); empty: none.
+    std::filesystem::path repack_cache;
 };
 
 // Owns everything that the model's parameters point to.
@@ -37,6 +40,7 @@ struct LoadedModel {
     ModelConfig config;
     std::unique_ptr<SafetensorsFolder> files;  // of a folder
     std::unique_ptr<GgufFile> gguf;            // or of a GGUF file
+    std::unique_ptr<RepackCache> repacked;     // what an earlier start had packed
     std::unique_ptr<Arena> weights;            // what had to be converted
     std::unique_ptr<DeepSeek> model;
     bool has_copies = false;  // see SaveOptions::with_copies

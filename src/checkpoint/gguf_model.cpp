@@ -44,7 +44,8 @@ public:
           dtype_(options.dtype),
           pack_(options.pack),
           page_experts_(options.page_experts),
-          check_nan_(options.check_nan) {
+          // What an earlier start kept, it had looked through.
+          check_nan_(options.check_nan && !(loaded.repacked && loaded.repacked->complete())) {
         if (!dtype_ && !ops.sees_host_memory()) dtype_ = DType::kBF16;
     }
 
@@ -53,6 +54,7 @@ public:
         if (keys != nullptr && keys->dtype != DType::kF32 && !dtype_ && pack_) loaded_.model->split_kv_b();
         loaded_.model->visit([this](const std::string& name, Param& param) { bind(name, param); });
         if (!problems_.empty()) throw Error(ErrorKind::kInput, summary());
+        if (loaded_.repacked && !loaded_.repacked->complete()) loaded_.repacked->save();
     }
 
 private:
@@ -124,11 +126,22 @@ private:
         const bool both_ways = tensor.block == BlockType::kNone && tensor.name.ends_with("kv_b.weight");
         const bool paged = page_experts_ && tensor.name.find("_exps.") != std::string::npos;
         if (pack_ && !paged && !dtype_ && !both_ways && param.rows % Weight::kPanelRows == 0 && !table_only) {
-            const Weight result = ops_.pack(weight, *loaded_.weights);
-            if (result.codes.data != weight.codes.data) release_pages(tensor);
-            weight = result;
+            weight = packed_now(tensor, weight);
         }
         return packed_.emplace(tensor.name, weight).first->second;
+    }
+
+    // From an earlier start where it was kept.
+    Weight packed_now(const GgufTensor& tensor, const Weight& stored) {
+        RepackCache* cache = loaded_.repacked.get();
+        if (cache != nullptr && cache->complete()) {
+            if (const auto kept = cache->find(tensor)) return *kept;
+        }
+        const Weight result = ops_.pack(stored, *loaded_.weights);
+        if (result.codes.data == stored.codes.data) return result;
+        release_pages(tensor);
+        if (cache != nullptr && !cache->complete()) cache->add(tensor, result);
+        return result;
     }
 
     Weight converted(const GgufTensor& tensor, int64_t first, const Param& param, DType wanted) {
@@ -199,6 +212,9 @@ LoadedModel load_gguf_model(const std::filesystem::path& file, Ops& ops, const L
         if (options.dtype) loaded.config.torch_dtype = *options.dtype == DType::kF32 ? "float32" : "bfloat16";
         loaded.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
         loaded.model = std::make_unique<DeepSeek>(loaded.config);
+        const bool packs = options.pack && !options.dtype && !options.page_experts && ops.sees_host_memory();
+        if (packs && !options.repack_cache.empty())
+            loaded.repacked = std::make_unique<RepackCache>(options.repack_cache, *loaded.gguf, ops);
         GgufLoader(loaded, ops, options).run();
     } catch (const Error& error) {
         throw error.within(file.string());

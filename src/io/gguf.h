@@ -70,6 +70,7 @@ public:
     [[nodiscard]] const GgufView& view() const { return view_; }
     [[nodiscard]] const std::filesystem::path& path() const { return file_.path(); }
     [[nodiscard]] int64_t bytes() const { return static_cast<int64_t>(file_.bytes().size()); }
+    [[nodiscard]] std::span<const std::byte> content() const { return file_.bytes(); }
 
 private:
     MappedFile file_;

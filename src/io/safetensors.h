@@ -88,6 +88,9 @@ private:
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                        const SafetensorsMetadata& metadata = {});
 
+// Bytes in front of the data of such a file, for tensors in order of falling element size.
+[[nodiscard]] int64_t safetensors_header_bytes(std::span<const NamedTensor> tensors, const SafetensorsMetadata& metadata);
+
 // What a ShardedWriter is told before the data comes.
 struct TensorSpec {
     std::string name;

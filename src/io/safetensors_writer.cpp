@@ -100,6 +100,12 @@ void write_safetensors(const std::filesystem::path& path, std::span<const NamedT
     file.commit();
 }
 
+int64_t safetensors_header_bytes(std::span<const NamedTensor> tensors, const SafetensorsMetadata& metadata) {
+    std::vector<TensorSpec> specs;
+    for (const NamedTensor& tensor : tensors) specs.push_back(spec_of(tensor));
+    return std::ssize(header_of(specs, metadata));
+}
+
 ShardedWriter::ShardedWriter(std::filesystem::path directory, std::span<const TensorSpec> tensors,
                              const SafetensorsMetadata& metadata, int64_t max_shard_bytes)
     : directory_(std::move(directory)),

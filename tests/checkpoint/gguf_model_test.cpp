@@ -2,6 +2,7 @@
 #include "checkpoint/gguf_model.h"
 
 #include <gtest/gtest.h>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -129,6 +130,40 @@ TEST_P(GgufModels, NanInABlockIsNamed) {
         EXPECT_NE(std::string(error.what()).find(name + " holds NaN"), std::string::npos) << error.what();
     }
     EXPECT_NO_THROW((void)load_model(path_, ops_, {.check_nan = false}));
+}
+
+TEST_P(GgufModels, PackedWeightsAreKeptForTheNextStart) {
+    LoadedModel model = original();
+    save(model, {.type = GgufType{DType::kU8, BlockType::kQ80}});
+    const LoadOptions options{.repack_cache = folder_ / "kept"};
+    const std::vector<float> expected = logits(*load_model(path_, ops_, {}).model, AttentionForm::kAbsorbed);
+    const auto starts_with_kept_weights = [&] {
+        const LoadedModel loaded = load_model(path_, ops_, options);
+        EXPECT_EQ(logits(*loaded.model, AttentionForm::kAbsorbed), expected);
+        return loaded.repacked->complete();
+    };
+    EXPECT_FALSE(starts_with_kept_weights());
+    EXPECT_TRUE(starts_with_kept_weights());
+    const fs::path kept = load_model(path_, ops_, options).repacked->path();
+    EXPECT_EQ(load_model(path_, ops_, options).weights->used() < load_model(path_, ops_, {}).weights->used(), true);
+
+    const auto change = [&](std::streamoff at) {
+        std::fstream file(kept, std::ios::in | std::ios::out | std::ios::binary);
+        const int byte = file.seekg(at).get();
+        file.seekp(at).put(static_cast<char>(byte ^ 1));
+    };
+    const auto size = static_cast<std::streamoff>(fs::file_size(kept));
+    for (const std::streamoff at : {std::streamoff{0}, std::streamoff{9}, std::streamoff{40}, size / 2, size - 1}) {
+        change(at);
+        EXPECT_FALSE(starts_with_kept_weights()) << "byte " << at;
+        EXPECT_TRUE(starts_with_kept_weights()) << "byte " << at;
+    }
+    fs::resize_file(kept, fs::file_size(kept) / 3);
+    EXPECT_FALSE(starts_with_kept_weights());
+    EXPECT_TRUE(starts_with_kept_weights());
+
+    fs::last_write_time(path_, fs::last_write_time(path_) + std::chrono::seconds(1));  // another file, for all one knows
+    EXPECT_FALSE(starts_with_kept_weights());
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, GgufModels,
