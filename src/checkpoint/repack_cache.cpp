@@ -87,9 +87,9 @@ std::string checksum_of(std::span<const NamedTensor> tensors) {
 
 }  // namespace
 
-RepackCache::RepackCache(fs::path folder, const GgufFile& source, Ops& ops)
+RepackCache::RepackCache(const fs::path& folder, const GgufFile& source, Ops& ops)
     : identity_{{kSource, hash_of_source(source)}, {kLayout, hash_of_layouts(ops)}} {
-    path_ = std::move(folder) / fmt::format("{}-{}.safetensors", source.path().stem().string(), identity_[kSource]);
+    path_ = folder / fmt::format("{}-{}.safetensors", source.path().stem().string(), identity_[kSource]);
     if (!fs::exists(path_)) return;
     try {
         SafetensorsFile file(path_);

@@ -18,7 +18,7 @@ namespace fathom {
 // checksums; a file that disagrees in any of these, or is broken in any way, counts as absent and is replaced by save().
 class RepackCache {
 public:
-    RepackCache(std::filesystem::path folder, const GgufFile& source, Ops& ops);
+    RepackCache(const std::filesystem::path& folder, const GgufFile& source, Ops& ops);
 
     // Whether find() has everything that an earlier start added.
     [[nodiscard]] bool complete() const { return file_.has_value(); }
