@@ -42,7 +42,7 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
                                        : options.dtype == "f32" ? std::optional(DType::kF32)
                                                                 : std::optional(DType::kBF16);
     if (options.random_config.empty()) {
-        loaded_ = load_model(options.model, ops, {.dtype = dtype});
+        loaded_ = load_model(options.model, ops, {.dtype = dtype, .pack_plain = true});
     } else {
         loaded_.config = read_config_file(options.random_config).model;
         loaded_.config.num_nextn_predict_layers = 0;

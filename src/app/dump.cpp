@@ -239,6 +239,7 @@ void add_dump(CLI::App& app, Globals& globals) {
         "  fathom dump MODEL --input-ids ids.safetensors --out all.safetensors \\\n"
         "      --what logits,hidden,router,grads --dtype f32");
     auto options = std::make_shared<Options>();
+    options->model.forward_only = false;
     options->model.declare(*verb);
     verb->add_option("--input-ids", options->input, "a safetensors file with input_ids [sequences, length]")
         ->required()

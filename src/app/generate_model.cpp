@@ -120,6 +120,7 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
                           .with_mtp = options.speculation.wanted(),
                           .pack = options.pack,
                           .page_experts = options.ram > 0,
+                          .pack_plain = options.pack && options.forward_only,
                           .repack_cache = options.repack_cache})) {
     if (text == Text::kNo) return;
     if (loaded_.gguf) {

@@ -30,6 +30,7 @@ struct ModelOptions {
     std::string dtype = "auto";
     std::string cache_type = "f32";
     bool pack = true;                // LoadOptions::pack
+    bool forward_only = true;        // LoadOptions::pack_plain, if packed at all
     int64_t ram = 0;                 // bytes; 0: the whole model
     std::string repack_cache;        // LoadOptions::repack_cache
     SpeculationOptions speculation;  // declared by the verbs that want it

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/file.h"
+#include "base/pages.h"
 #include "checkpoint/gguf_model.h"
 
 namespace fathom {
@@ -59,6 +60,17 @@ private:
         }
         if (options_.check_nan && has_nan(*found)) return problems_.push_back(name + " holds NaN");
         param.weight = converted(stored, param);
+        if (options_.pack_plain && param.weight.codes.data == stored.codes.data) param.weight = packed(name, param);
+    }
+
+    // kv_b_proj is multiplied by along both of its sides; of an embedding rows are looked up.
+    [[nodiscard]] Weight packed(const std::string& name, const Param& param) {
+        const bool stays = !param.is_matrix() || name.ends_with("kv_b_proj.weight") || name == "model.embed_tokens.weight" ||
+                           (options_.page_experts && name.find(".experts.") != std::string::npos);
+        if (stays || !ops_.sees_host_memory()) return param.weight;
+        const Weight result = ops_.pack(param.weight, *loaded_.weights);
+        if (result.codes.data != param.weight.codes.data) done_with_pages(param.weight.codes.data, param.weight.codes.bytes());
+        return result;
     }
 
     std::optional<Tensor> fp8_scales(const std::string& name, const Param& param) {

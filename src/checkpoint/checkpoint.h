@@ -31,6 +31,9 @@ struct LoadOptions {
     bool pack = true;
     // Routed experts stay as they lie in the file, in its map: infer/expert_cache.h brings them into memory.
     bool page_experts = false;
+    // Matrices of BF16 and F16, too, as the device multiplies few rows by them fastest, copied out of the file's map. Only for
+    // forward passes.
+    bool pack_plain = false;
     // A folder that keeps packed weights of GGUF files for the next start (repack_cache.h); empty: none.
     std::filesystem::path repack_cache;
 };

@@ -2,28 +2,20 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/mman.h>
 #include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
 #include <vector>
 
+#include "base/pages.h"
 #include "checkpoint/gguf_names.h"
 #include "tensor/weight_row.h"
 
 namespace fathom {
 namespace {
 
-constexpr uintptr_t kPage = 4096;
 constexpr int64_t kPartialNanCheckNumbers = 1 << 16;  // of each tensor of a large file
-
-// The file's pages that lie wholly inside need not stay in memory once their content has been packed elsewhere.
-void release_pages(const GgufTensor& tensor) {
-    const auto begin = reinterpret_cast<uintptr_t>(tensor.data), end = begin + static_cast<uintptr_t>(tensor.bytes);
-    const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
-    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
 
 // Numbers as `dtype` on the host.
 void store(std::byte* to, DType dtype, int64_t index, float value) {
@@ -139,7 +131,7 @@ private:
         }
         const Weight result = ops_.pack(stored, *loaded_.weights);
         if (result.codes.data == stored.codes.data) return result;
-        release_pages(tensor);
+        done_with_pages(tensor.data, tensor.bytes);
         if (cache != nullptr && !cache->complete()) cache->add(tensor, result);
         return result;
     }

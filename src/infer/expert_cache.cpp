@@ -1,7 +1,6 @@
 #include "infer/expert_cache.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/pages.h"
 #include "base/progress.h"
 
 namespace fathom {
@@ -21,22 +21,15 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kFadeTokens = 256;  // after so many a use counts half
 constexpr int64_t kForeseenRows = 8;  // larger batches choose most experts anyhow
-constexpr uintptr_t kPage = 4096;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Tells the system about the pages that hold `x`: those that it reaches into where `outer`, else those it fills.
-void advise(const Tensor& x, int advice, bool outer) {
-    if (!x || x.data == nullptr) return;
-    const auto begin = reinterpret_cast<uintptr_t>(x.data), end = begin + static_cast<uintptr_t>(x.bytes());
-    const uintptr_t first = (outer ? begin : begin + kPage - 1) / kPage * kPage,
-                    last = (outer ? end + kPage - 1 : end) / kPage * kPage;
-    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, advice);  // a wish
-}
-
-void advise(const std::array<Weight, 3>& matrices, int advice, bool outer) {
+// Every part of the matrices as they lie in the map.
+template <class Tell>
+void tell_pages(const std::array<Weight, 3>& matrices, const Tell& tell) {
     for (const Weight& w : matrices)
-        for (const Tensor* x : {&w.codes, &w.scales, &w.zeros}) advise(*x, advice, outer);
+        for (const Tensor* x : {&w.codes, &w.scales, &w.zeros})
+            if (*x) tell(x->data, x->bytes());
 }
 
 Tensor copy_of(const Tensor& x, Arena& arena) {
@@ -174,7 +167,7 @@ void ExpertCache::wait_for(Slot& slot) {
 
 void ExpertCache::fetch_now(const std::vector<int64_t>& missing) {
     const auto start = Clock::now();
-    for (const int64_t id : missing) advise(experts_[static_cast<size_t>(id)].stored, MADV_WILLNEED, true);
+    for (const int64_t id : missing) tell_pages(experts_[static_cast<size_t>(id)].stored, want_pages);
     for (const int64_t id : missing) {
         Slot& slot = slots_[static_cast<size_t>(take_slot(id))];
         slot.pinned = call_;
@@ -216,7 +209,7 @@ void ExpertCache::bind(const Slot& slot) {
 
 void ExpertCache::fill(Slot& slot, Ops& ops) {
     const Expert& expert = experts_[static_cast<size_t>(slot.expert)];
-    advise(expert.stored, MADV_WILLNEED, true);
+    tell_pages(expert.stored, want_pages);
     Arena arena(
         "expert", [&](int64_t bytes) { return Buffer(slot.memory, bytes, [](void*) {}); }, slot_bytes_);
     int64_t read = 0;
@@ -225,7 +218,7 @@ void ExpertCache::fill(Slot& slot, Ops& ops) {
         read += expert.stored[i].bytes();
     }
     check(arena.reserved() == slot_bytes_, "ExpertCache: an expert outgrew its slot");
-    advise(expert.stored, MADV_DONTNEED, false);  // the system may keep the pages while it has room
+    tell_pages(expert.stored, done_with_pages);
     const std::lock_guard lock(mutex_);
     ++counters_.fetched;
     counters_.bytes_read += read;
