@@ -1,5 +1,7 @@
 // fathom bench: how fast this machine decodes, prefills and trains, and what part of what it could.
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <time.h>
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -47,7 +49,20 @@ private:
     [[nodiscard]] static double rate(const Measurement& m, double seconds) { return static_cast<double>(m.tokens) / seconds; }
 };
 
-void print_json(const BenchOptions& options, const Measurement& m, const Report& r, int threads) {
+double seconds_of(clockid_t clock) {
+    timespec time{};
+    ::clock_gettime(clock, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// Bytes of the process so far, pages of mapped files included.
+int64_t peak_memory() {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    return int64_t{usage.ru_maxrss} * 1024;
+}
+
+void print_json(const BenchOptions& options, const Measurement& m, const Report& r, int threads, int64_t memory) {
     const Json json{{"run", options.run},
                     {"model", options.random_config.empty() ? options.model : options.random_config},
                     {"parameters", m.parameters},
@@ -58,6 +73,8 @@ void print_json(const BenchOptions& options, const Measurement& m, const Report&
                     {"tokens_per_second", r.tokens},
                     {"tokens_per_second_min", r.slowest},
                     {"tokens_per_second_max", r.fastest},
+                    {"cpu_seconds_per_token", median(m.cpu_seconds) / static_cast<double>(m.tokens)},
+                    {"peak_memory_bytes", memory},
                     {"bytes_per_token", m.bytes_per_token},
                     {"read_gb_per_s", r.read_bytes / 1e9},
                     {"machine_read_gb_per_s", r.read_roof / 1e9},
@@ -71,12 +88,13 @@ void print_json(const BenchOptions& options, const Measurement& m, const Report&
     fmt::print("{}\n", json.dump(2));
 }
 
-void print_text(const BenchOptions& options, const Measurement& m, const Report& r, int threads) {
+void print_text(const BenchOptions& options, const Measurement& m, const Report& r, int threads, int64_t memory) {
     fmt::print("{:<10} {} tokens/s (median of {}; {:.4g} to {:.4g}), {} parameters in {}, {} threads\n", options.run,
                human_count(r.tokens), options.repetitions, r.slowest, r.fastest, human_count(static_cast<double>(m.parameters)),
                m.dtype, threads);
-    fmt::print("{:<10} {} a token, {:.3g} GB/s = {:.1f} % of the {:.3g} GB/s that this machine reads\n", "memory",
-               human_bytes(m.bytes_per_token), r.read_bytes / 1e9, 100 * r.bandwidth_fraction(), r.read_roof / 1e9);
+    fmt::print("{:<10} {} a token, {:.3g} GB/s = {:.1f} % of the {:.3g} GB/s that this machine reads; {} in all\n", "memory",
+               human_bytes(m.bytes_per_token), r.read_bytes / 1e9, 100 * r.bandwidth_fraction(), r.read_roof / 1e9,
+               human_bytes(static_cast<double>(memory)));
     fmt::print("{:<10} {}FLOP a token, {:.3g} GFLOP/s = {:.1f} % of {:.3g}: {}\n", "compute", human_count(m.flops_per_token),
                r.flops / 1e9, 100 * r.matrix_fraction(), r.matrix_roof() / 1e9, r.matrix_roof_name());
 }
@@ -88,15 +106,16 @@ void bench(const BenchOptions& options, const Globals& globals) {
     Device device(globals);
     Roofs roofs(device.threads());
     Progress progress("bench " + options.run, options.repetitions, "rounds", globals.progress());
-    int64_t round = 0;
+    int64_t round = 0, memory = 0;
     const auto between = [&] {
+        if (round == 0) memory = peak_memory();  // without the roofs' own buffers
         roofs.measure();
         progress.update(++round);
     };
     const auto run = options.run == "decode" ? bench_decode : options.run == "prefill" ? bench_prefill : bench_train;
     const Measurement measurement = run(options, device, between);
     progress.finish();
-    (globals.json ? print_json : print_text)(options, measurement, Report(measurement, roofs), device.threads().size());
+    (globals.json ? print_json : print_text)(options, measurement, Report(measurement, roofs), device.threads().size(), memory);
 }
 
 void declare(CLI::App& verb, BenchOptions& o) {
@@ -131,6 +150,13 @@ void declare(CLI::App& verb, BenchOptions& o) {
 }
 
 }  // namespace
+
+Stopwatch::Stopwatch() : start_(seconds_of(CLOCK_MONOTONIC)), cpu_start_(seconds_of(CLOCK_PROCESS_CPUTIME_ID)) {}
+
+void Stopwatch::stop(Measurement& to) const {
+    to.seconds.push_back(seconds_of(CLOCK_MONOTONIC) - start_);
+    to.cpu_seconds.push_back(seconds_of(CLOCK_PROCESS_CPUTIME_ID) - cpu_start_);
+}
 
 void add_bench(CLI::App& app, Globals& globals) {
     auto options = std::make_shared<BenchOptions>();

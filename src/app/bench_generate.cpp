@@ -1,7 +1,6 @@
 // Decoding and prefilling through the engine.
 #include <fmt/format.h>
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <set>
 #include <utility>
@@ -17,10 +16,6 @@ namespace {
 
 constexpr int64_t kGpuRows = 8192;  // of a step on a GPU, which a CPU's 512 would leave idle
 constexpr int64_t kSlack = 64;      // tokens of the page that a sequence begins but does not fill
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 CacheType cache_type(const BenchOptions& options) { return *cache_type_from_name(options.cache_type); }
 
@@ -117,16 +112,16 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
     }
     (void)run.run_prompts();
 
-    Measurement result{run.batch * steps, {}, 0, 0, run.model.dtype(), run.model.parameters()};
+    Measurement result{run.batch * steps, {}, {}, 0, 0, run.model.dtype(), run.model.parameters()};
     double bytes = 0, keys = 0;
     const double cached = static_cast<double>(cache_bytes_per_token(run.model.config(), cache_type(options)));
     for (int64_t i = 0; i < options.repetitions; ++i) {
         between();
         (void)run.engine.step();  // wakes the threads up and fills the caches again
         (void)run.counter.take();
-        const auto start = Clock::now();
+        const Stopwatch watch;
         for (int64_t step = 0; step < steps; ++step) (void)run.engine.step();
-        result.seconds.push_back(seconds_since(start));
+        watch.stop(result);
         const double length = static_cast<double>(prompt + 1 + i * (steps + 1)) + mean_keys(steps);
         keys += length / static_cast<double>(options.repetitions);
         bytes += run.weight_bytes(steps, run.batch) + cached * length * static_cast<double>(result.tokens);
@@ -148,7 +143,7 @@ Measurement bench_prefill(const BenchOptions& options, Device& device, const Bet
         (void)run.run_prompts();
     }
 
-    Measurement result{run.batch * fresh, {}, 0, 0, run.model.dtype(), run.model.parameters()};
+    Measurement result{run.batch * fresh, {}, {}, 0, 0, run.model.dtype(), run.model.parameters()};
     double bytes = 0;
     for (int64_t i = 0; i < options.repetitions; ++i) {
         for (std::vector<int32_t> prompt : prefixes) {
@@ -158,9 +153,9 @@ Measurement bench_prefill(const BenchOptions& options, Device& device, const Bet
         }
         between();
         (void)run.counter.take();
-        const auto start = Clock::now();
+        const Stopwatch watch;
         const int64_t steps = run.run_prompts();
-        result.seconds.push_back(seconds_since(start));
+        watch.stop(result);
         bytes += run.weight_bytes(steps, run.max_batch_rows());
     }
     // The cache behind a chunk is read once per chunk; about half of the new tokens stand behind the average one.

@@ -28,12 +28,24 @@ struct BenchOptions {
 };
 
 struct Measurement {
-    int64_t tokens = 0;           // per repetition
-    std::vector<double> seconds;  // of the repetitions
-    double bytes_per_token = 0;   // decode, prefill: weights and cache; train: everything that the list of ops touches
-    double flops_per_token = 0;   // count_flops
-    std::string dtype;            // of the weights
-    int64_t parameters = 0;       // in memory
+    int64_t tokens = 0;               // per repetition
+    std::vector<double> seconds;      // of the repetitions
+    std::vector<double> cpu_seconds;  // of the process in them, all threads: little disturbed by other work on the machine
+    double bytes_per_token = 0;       // decode, prefill: weights and cache; train: everything that the list of ops touches
+    double flops_per_token = 0;       // count_flops
+    std::string dtype;                // of the weights
+    int64_t parameters = 0;           // in memory
+};
+
+// Times one repetition, from its construction on.
+class Stopwatch {
+public:
+    Stopwatch();
+    // Adds the repetition to `to`.
+    void stop(Measurement& to) const;
+
+private:
+    double start_, cpu_start_;
 };
 
 // Called before each repetition.

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <string>
 
@@ -84,9 +83,9 @@ Measurement bench_train(const BenchOptions& options, Device& device, const Betwe
     result.tokens = steps * rows * length;
     for (int64_t i = 0; i < options.repetitions; ++i) {
         between();
-        const auto start = std::chrono::steady_clock::now();
+        const Stopwatch watch;
         for (int64_t step = 0; step < steps; ++step) (void)trainer.step();
-        result.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        watch.stop(result);
     }
     const DryRun run = dry_run_training(shape, rows, length, config.training.dtype, config.training.recompute);
     result.bytes_per_token =

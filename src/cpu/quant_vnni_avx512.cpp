@@ -34,16 +34,14 @@ struct Quads {
     __m512i even, odd;
 };
 
-// Quads 2 v and 2 v + 1 of two-bit parts, shifted up by `up` (0 or 4); other bits are left in.
-template <int kUp>
-Quads two_bits(const uint8_t* from, int v) {
+// Quads 2 v and 2 v + 1 of two-bit parts, at bit kUp (0 or 4) of their bytes; other bits are left in.
+template <int kUp, int v>
+Quads two_bits(const uint8_t* from) {
     const __m512i four = _mm512_loadu_si512(from + 64 * (v / 2));
-    if constexpr (kUp == 0)
-        return v % 2 == 0 ? Quads{four, _mm512_srli_epi16(four, 2)}
-                          : Quads{_mm512_srli_epi16(four, 4), _mm512_srli_epi16(four, 6)};
-    else
-        return v % 2 == 0 ? Quads{_mm512_slli_epi16(four, 4), _mm512_slli_epi16(four, 2)}
-                          : Quads{four, _mm512_srli_epi16(four, 2)};
+    if constexpr (kUp == 0 && v % 2 == 0) return {four, _mm512_srli_epi16(four, 2)};
+    if constexpr (kUp == 0 && v % 2 == 1) return {_mm512_srli_epi16(four, 4), _mm512_srli_epi16(four, 6)};
+    if constexpr (kUp == 4 && v % 2 == 0) return {_mm512_slli_epi16(four, 4), _mm512_slli_epi16(four, 2)};
+    if constexpr (kUp == 4 && v % 2 == 1) return {four, _mm512_srli_epi16(four, 2)};
 }
 
 // x, with `bit` where the mask of 64 bits says so.
@@ -52,13 +50,13 @@ __m512i with_bit(__m512i x, const uint8_t* mask, char bit) {
     return _mm512_or_si512(x, _mm512_maskz_mov_epi8(_load_mask64(const_cast<__mmask64*>(from)), _mm512_set1_epi8(bit)));
 }
 
-template <BlockType T>
-Quads pair(const uint8_t* codes, int v) {
+template <BlockType T, int v>
+Quads pair(const uint8_t* codes) {
     constexpr int kBits = kTraits<T>.bits;
     if constexpr (kBits == 8) return {_mm512_loadu_si512(codes + 128 * v), _mm512_loadu_si512(codes + 128 * v + 64)};
     Quads x;
     if constexpr (kBits < 4) {
-        const auto [even, odd] = two_bits<0>(codes, v);
+        const auto [even, odd] = two_bits<0, v>(codes);
         x = {low_bits(even, 3), low_bits(odd, 3)};
     } else {
         const __m512i both = _mm512_loadu_si512(codes + 64 * v);
@@ -69,7 +67,7 @@ Quads pair(const uint8_t* codes, int v) {
         x = {with_bit(x.even, masks, 1 << (kBits - 1)), with_bit(x.odd, masks + 8, 1 << (kBits - 1))};
     }
     if constexpr (kBits == 6) {
-        const auto [even, odd] = two_bits<4>(codes + 256, v);
+        const auto [even, odd] = two_bits<4, v>(codes + 256);
         x = {_mm512_or_si512(x.even, low_bits(even, 0x30)), _mm512_or_si512(x.odd, low_bits(odd, 0x30))};
     }
     if constexpr (kTraits<T>.table) {
@@ -126,7 +124,10 @@ public:
     static constexpr int64_t kBytes = kTraits<T>.step_bytes();
 
     PackedSteps(const uint8_t* panel, int64_t steps) : codes_(panel), factors_(panel + steps * kBytes) {}
-    [[nodiscard]] Quads quads(int v) const { return pair<T>(codes_, v); }
+    template <int v>
+    [[nodiscard, gnu::always_inline]] inline Quads quads() const {
+        return pair<T, v>(codes_);
+    }
     [[nodiscard]] __m512 scale(int group) const { return scale_of<T>(factors_, group_ + group); }
     [[nodiscard]] __m512 offset(int group) const { return offset_of<T>(factors_, group_ + group); }
     [[nodiscard]] const uint8_t* codes() const { return codes_; }
@@ -151,7 +152,10 @@ public:
     static constexpr int64_t kGroups = HalfGroups ? 2 : 1, kBytes = kCodes + kFloats * kGroups * (HasOffset ? 2 : 1);
 
     UnpackedSteps(const uint8_t* panel, int64_t /*steps*/) : at_(panel) {}
-    [[nodiscard]] Quads quads(int v) const { return {_mm512_load_si512(at_ + 128 * v), _mm512_load_si512(at_ + 128 * v + 64)}; }
+    template <int v>
+    [[nodiscard]] Quads quads() const {
+        return {_mm512_load_si512(at_ + 128 * v), _mm512_load_si512(at_ + 128 * v + 64)};
+    }
     [[nodiscard]] __m512 scale(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * group); }
     [[nodiscard]] __m512 offset(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * (kGroups + group)); }
     void next() { at_ += kBytes; }
@@ -162,16 +166,20 @@ private:
 template <BlockType T>
 using Unpacked = UnpackedSteps<kTraits<T>.half_groups, kTraits<T>.has_offset()>;
 
+template <class S, int... v>
+void unpack_quads(uint8_t* to, const S& step, std::integer_sequence<int, v...>) {
+    const auto store = [to](int at, Quads x) {
+        _mm512_store_si512(to + 128 * at, x.even);
+        _mm512_store_si512(to + 128 * at + 64, x.odd);
+    };
+    (store(v, step.template quads<v>()), ...);
+}
+
 template <BlockType T>
 void unpack_panel(uint8_t* to, const uint8_t* panel, int64_t steps) {
     PackedSteps<T> from(panel, steps);
     for (int64_t s = 0; s < steps; ++s, from.next(), to += Unpacked<T>::kBytes) {
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-            const auto [even, odd] = from.quads(v);
-            _mm512_store_si512(to + 128 * v, even);
-            _mm512_store_si512(to + 128 * v + 64, odd);
-        }
+        unpack_quads(to, from, std::make_integer_sequence<int, 4>{});
         for (int group = 0; group < Unpacked<T>::kGroups; ++group) {
             _mm512_store_ps(to + kCodes + kFloats * group, from.scale(group));
             if constexpr (Unpacked<T>::kHasOffset)
@@ -184,56 +192,61 @@ void unpack_panel(uint8_t* to, const uint8_t* panel, int64_t steps) {
 
 __m512i broadcast4(const int8_t* from) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(from)); }
 
-// sum[r] += vectors [first, last) of a step times row r.
-template <class S, int R>
-void add_pairs(__m512i (&sum)[R], const S& step, const int8_t* q, int64_t row_bytes, int first, int last) {
-#pragma GCC unroll 4
-    for (int v = first; v < last; ++v) {
-        const auto [even, odd] = step.quads(v);
+// sum[r] += two quads of codes times row r, whose columns they meet begin at x + r row_bytes.
+template <int R>
+[[gnu::always_inline]] inline void add_pair(__m512i (&sum)[R], const Quads& codes, const int8_t* x, int64_t row_bytes) {
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            sum[r] = _mm512_dpbusd_epi32(sum[r], even, broadcast4(q + r * row_bytes + 8 * v));
-            sum[r] = _mm512_dpbusd_epi32(sum[r], odd, broadcast4(q + r * row_bytes + 8 * v + 4));
-        }
+    for (int r = 0; r < R; ++r) {
+        sum[r] = _mm512_dpbusd_epi32(sum[r], codes.even, broadcast4(x + r * row_bytes));
+        sum[r] = _mm512_dpbusd_epi32(sum[r], codes.odd, broadcast4(x + r * row_bytes + 4));
+    }
+}
+template <int kFirst, class S, int R, int... i>
+[[gnu::always_inline]] inline void add_pairs(__m512i (&sum)[R], const S& step, const int8_t* q, int64_t row_bytes,
+                                             std::integer_sequence<int, i...>) {
+    (add_pair<R>(sum, step.template quads<kFirst + i>(), q + 8 * (kFirst + i), row_bytes), ...);
+}
+
+// Group kGroup of a step times R rows. Places inside a step are template arguments: as a loop's variable they kept the
+// unpacking of codes from being inlined, which cost Q6_K a third; left to itself, the compiler calls add_pair as well.
+template <class S, int R, int kGroup>
+void add_group(__m512 (&y)[R], const S& step, const int8_t* q, const StepFactors* of_row, int64_t steps) {
+    constexpr int kVectors = S::kHalfGroups ? 2 : 4;
+    __m512i sum[R];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(of_row[r * steps].shift[kGroup]);
+    add_pairs<kVectors * kGroup>(sum, step, q, steps * kPanelStep, std::make_integer_sequence<int, kVectors>{});
+    const __m512 scale = step.scale(kGroup);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+        const __m512 d = _mm512_set1_ps(of_row[r * steps].d);
+        y[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[r])), y[r]);
+    }
+    if constexpr (S::kHasOffset) {
+        const __m512 offset = step.offset(kGroup);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) y[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(of_row[r * steps].sum[kGroup]), y[r]);
     }
 }
 
 // R rows from `row` on times one panel, whose columns of C begin at `column`.
 template <class S, int R>
 void multiply_rows(const PanelTile& tile, const uint8_t* panel, int64_t row, int64_t column) {
-    const int64_t row_bytes = tile.steps * kPanelStep;
-    const int8_t* q = tile.q + row * row_bytes;
-    const StepFactors* of_row = tile.factors + row * tile.steps;
-    S step(panel, tile.steps);
+    const int64_t steps = tile.steps;
+    const int8_t* q = tile.q + row * steps * kPanelStep;
+    const StepFactors* of_row = tile.factors + row * steps;
+    S step(panel, steps);
     __m512 y[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) y[r] = _mm512_setzero_ps();
-    for (int64_t s = 0; s < tile.steps; ++s, step.next(), q += kPanelStep, ++of_row) {
+    for (int64_t s = 0; s < steps; ++s, step.next(), q += kPanelStep, ++of_row) {
         if constexpr (S::kFromMemory && R <= 4) {  // the hardware's prefetch stops where a page ends
 #pragma GCC unroll 8
             for (int64_t line = 0; line < S::kBytes; line += 64)
                 _mm_prefetch(reinterpret_cast<const char*>(step.codes() + kAhead + line), _MM_HINT_T0);
         }
-        constexpr int kGroups = S::kHalfGroups ? 2 : 1;
-#pragma GCC unroll 2
-        for (int group = 0; group < kGroups; ++group) {
-            __m512i sum[R];
-#pragma GCC unroll 12
-            for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(of_row[r * tile.steps].shift[group]);
-            add_pairs<S, R>(sum, step, q, row_bytes, 4 / kGroups * group, 4 / kGroups * (group + 1));
-            const __m512 scale = step.scale(group);
-#pragma GCC unroll 12
-            for (int r = 0; r < R; ++r) {
-                const __m512 d = _mm512_set1_ps(of_row[r * tile.steps].d);
-                y[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[r])), y[r]);
-            }
-            if constexpr (S::kHasOffset) {
-                const __m512 offset = step.offset(group);
-#pragma GCC unroll 12
-                for (int r = 0; r < R; ++r)
-                    y[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(of_row[r * tile.steps].sum[group]), y[r]);
-            }
-        }
+        add_group<S, R, 0>(y, step, q, of_row, steps);
+        if constexpr (S::kHalfGroups) add_group<S, R, 1>(y, step, q, of_row, steps);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(tile.y + (row + r) * tile.y_row + column, y[r]);
