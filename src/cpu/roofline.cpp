@@ -12,7 +12,7 @@ namespace fathom {
 namespace {
 
 constexpr int64_t kMinBuffer = int64_t{256} << 20, kMaxBuffer = int64_t{512} << 20;  // bytes
-constexpr int64_t kChunk = int64_t{1} << 20;                                       // floats a thread reads at a time
+constexpr int64_t kChunk = int64_t{1} << 20;                                         // floats a thread reads at a time
 constexpr int kRounds = 7;
 constexpr int64_t kMultiplyAdds = 2'000'000;  // rounds per chunk: about 10 ms
 
