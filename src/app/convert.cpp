@@ -3,8 +3,8 @@
 #include <string>
 
 #include "app/device.h"
+#include "app/quantize_report.h"
 #include "app/verb.h"
-#include "base/file.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf_save.h"
 #include "io/gguf_tokenizer.h"
@@ -14,7 +14,7 @@ namespace {
 
 struct ConvertOptions {
     std::string from, to, dtype;
-    bool merged_kv_b = false;
+    bool merged_kv_b = false, mtp = false;
 };
 
 bool has_tokenizer(const std::filesystem::path& folder) {
@@ -26,8 +26,9 @@ std::optional<DType> dtype_of(const std::string& name) {
     return name == "f32" ? DType::kF32 : name == "f16" ? DType::kF16 : DType::kBF16;
 }
 
-void to_gguf(const ConvertOptions& options, Device& device) {
-    const LoadedModel loaded = load_model(options.from, device.ops(), {.pack = false});
+void to_gguf(const ConvertOptions& options, Device& device, bool quiet) {
+    const LoadedModel loaded = load_model(options.from, device.ops(), {.with_mtp = options.mtp, .pack = false});
+    if (!options.mtp && has_mtp_modules(loaded) && !quiet) fmt::print(stderr, "{}\n", kMtpLeftOut);
     GgufSaveOptions save{.name = std::filesystem::path(options.from).stem().string(), .merged_kv_b = options.merged_kv_b};
     if (const auto dtype = dtype_of(options.dtype)) save.type = GgufType{*dtype};
     if (loaded.gguf)
@@ -45,10 +46,7 @@ void to_folder(const ConvertOptions& options, Device& device) {
     SaveOptions save{.with_copies = loaded.has_copies};
     if (!from_gguf) save.tokenizer = options.from;
     save_model(options.to, *loaded.model, device.ops(), save);
-    if (!from_gguf || loaded.gguf->view().texts("tokenizer.ggml.tokens") == nullptr) return;
-    const TokenizerFiles files = tokenizer_files_of_gguf(loaded.gguf->view());
-    write_text_atomically(std::filesystem::path(options.to) / "tokenizer.json", files.tokenizer_json);
-    write_text_atomically(std::filesystem::path(options.to) / "tokenizer_config.json", files.tokenizer_config);
+    if (from_gguf) write_gguf_tokenizer(loaded.gguf->view(), options.to);
 }
 
 void convert(const ConvertOptions& options, const Globals& globals) {
@@ -64,7 +62,7 @@ void convert(const ConvertOptions& options, const Globals& globals) {
     }
     Device device(globals);
     if (options.to.ends_with(".gguf")) {
-        to_gguf(options, device);
+        to_gguf(options, device, globals.quiet);
     } else {
         if (options.dtype == "f16") throw Error(ErrorKind::kUsage, "--dtype f16: for GGUF files; folders take f32 or bf16");
         to_folder(options, device);
@@ -90,6 +88,7 @@ void add_convert(CLI::App& app, Globals& globals) {
         ->check(CLI::IsMember({"f32", "bf16", "f16"}))
         ->type_name("f32|bf16|f16");
     verb->add_flag("--merged-kv-b", options->merged_kv_b, "GGUF: one attn_kv_b, for llama.cpp from before May 2025");
+    verb->add_flag("--mtp", options->mtp, "GGUF: with the MTP modules, which llama.cpp reads since late 2026");
     verb->callback([options, &globals] { convert(*options, globals); });
 }
 

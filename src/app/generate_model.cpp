@@ -117,7 +117,7 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
       device_(globals),
       loaded_(load_model(options.model, device_.ops(),
                          {.dtype = options.weights_dtype(),
-                          .with_mtp = options.speculation.wanted(),
+                          .with_mtp = options.with_mtp || options.speculation.wanted(),
                           .pack = options.pack,
                           .page_experts = options.ram > 0,
                           .pack_plain = options.pack && options.forward_only,

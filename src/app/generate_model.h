@@ -33,6 +33,7 @@ struct ModelOptions {
     bool forward_only = true;        // LoadOptions::pack_plain, if packed at all
     int64_t ram = 0;                 // bytes; 0: the whole model
     std::string repack_cache;        // LoadOptions::repack_cache
+    bool with_mtp = false;           // LoadOptions::with_mtp; speculation wants it too
     SpeculationOptions speculation;  // declared by the verbs that want it
 
     // MODEL, --dtype and --cache-type.
@@ -69,6 +70,7 @@ public:
     [[nodiscard]] DeepSeek& model() { return *loaded_.model; }
     [[nodiscard]] Ops& ops() { return device_.ops(); }
     [[nodiscard]] Device& device() { return device_; }
+    [[nodiscard]] bool has_mtp_modules() const { return fathom::has_mtp_modules(loaded_); }
     [[nodiscard]] const GgufView* gguf() const { return loaded_.gguf ? &loaded_.gguf->view() : nullptr; }  // nullptr: a folder
     [[nodiscard]] const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
 

@@ -9,6 +9,8 @@
 #include "base/file.h"
 #include "base/pages.h"
 #include "checkpoint/gguf_model.h"
+#include "checkpoint/integer_layouts.h"
+#include "tensor/weight_row.h"
 
 namespace fathom {
 namespace {
@@ -19,7 +21,12 @@ constexpr std::string_view kScaleSuffix = "_scale_inv";
 // Walks the model's parameters against the files and collects every disagreement before it complains.
 class Loader {
 public:
-    Loader(LoadedModel& loaded, Ops& ops, const LoadOptions& options) : loaded_(loaded), ops_(ops), options_(options) {}
+    // `quantization`: what config.json says of the files, which the model to be may no longer say of itself.
+    Loader(LoadedModel& loaded, Ops& ops, const LoadOptions& options, std::optional<QuantizationConfig> quantization)
+        : loaded_(loaded),
+          ops_(ops),
+          options_(options),
+          quantization_(std::move(quantization)) {}
 
     void run() {
         loaded_.model->visit([this](const std::string& name, Param& param) { bind(name, param); });
@@ -37,10 +44,13 @@ private:
     LoadedModel& loaded_;
     Ops& ops_;
     const LoadOptions& options_;
+    std::optional<QuantizationConfig> quantization_;
     std::set<std::string> used_;
     std::vector<std::string> problems_;
+    Arena unpacked_{"unpacked weights", Buffer::host, int64_t{1} << 20};
 
     void bind(const std::string& name, Param& param) {
+        if (bind_integers(name, param)) return;
         const std::optional<Tensor> found = loaded_.files->find(name);
         if (!found) return problems_.push_back("missing " + name);
         used_.insert(name);
@@ -73,6 +83,39 @@ private:
         return result;
     }
 
+    // Whole numbers in groups, where config.json speaks of them and the files have them for this matrix. A plain tensor of the
+    // name goes first: it is a module left alone.
+    bool bind_integers(const std::string& name, Param& param) {
+        const auto& q = quantization_;
+        if (!q || !q->integers() || !param.is_matrix()) return false;
+        if (const auto plain = loaded_.files->find(name); plain && plain->dtype != DType::kI8) return false;
+        const FindTensor find = [this](const std::string& wanted) { return loaded_.files->find(wanted); };
+        try {
+            const auto stored = read_integers(integer_layout(*q), find, name, param.rows, param.cols, integers_arena(), used_);
+            if (!stored) return false;
+            if (options_.check_nan && stored->scales && any_nan(stored->scales))
+                problems_.push_back("the scales of " + name + " hold NaN");
+            else
+                param.weight = integers_for_device(*stored, name, param);
+        } catch (const Error& error) {
+            problems_.emplace_back(error.what());
+        }
+        return true;
+    }
+
+    // Where a layout is unpacked to: memory that need not last where the numbers go elsewhere.
+    [[nodiscard]] Arena& integers_arena() {
+        if (ops_.sees_host_memory() && !options_.dtype) return *loaded_.weights;
+        unpacked_.clear();
+        return unpacked_;
+    }
+
+    [[nodiscard]] Weight integers_for_device(const Weight& stored, const std::string& name, const Param& param) {
+        if (!ops_.sees_host_memory() || options_.dtype) return in_numbers(stored, param, options_.dtype.value_or(DType::kBF16));
+        const bool cut = name.ends_with("kv_b_proj.weight");  // into heads: as it is
+        return options_.pack && !cut ? ops_.pack(stored, *loaded_.weights) : stored;
+    }
+
     std::optional<Tensor> fp8_scales(const std::string& name, const Param& param) {
         const auto scales = loaded_.files->find(name + std::string(kScaleSuffix));
         used_.insert(name + std::string(kScaleSuffix));
@@ -98,13 +141,10 @@ private:
     [[nodiscard]] Weight converted(const Weight& stored, const Param& param) {
         const DType wanted = param.kind == ParamKind::kRouterBias ? DType::kF32 : options_.dtype.value_or(stored.codes.dtype);
         if (wanted == stored.codes.dtype) return visible(stored);
+        if (stored.scheme == Scheme::kFp8Block) return in_numbers(stored, param, wanted);
         const Tensor result = param.allocate(*loaded_.weights, wanted);
         const ArenaScope scope(*loaded_.weights);
-        if (stored.scheme == Scheme::kFp8Block) {
-            dequantize_fp8(result, stored);
-        } else {
-            ops_.copy(result, visible(stored.codes));
-        }
+        ops_.copy(result, visible(stored.codes));
         return {result};
     }
 
@@ -124,18 +164,17 @@ private:
         return weight;
     }
 
-    // result [out, in] = codes * scale of the code's 128x128 block (architecture reference 8.2).
-    void dequantize_fp8(const Tensor& result, const Weight& w) {
-        const int64_t rows = w.out_features(), cols = w.in_features(), blocks = w.scales.dim(1);
-        Buffer row_buffer = Buffer::host(cols * 4);
-        const Tensor row(row_buffer.data(), DType::kF32, {cols});
-        for (int64_t i = 0; i < rows; ++i) {
-            const auto* codes = w.codes.as<const Float8E4M3>() + i * cols;
-            const auto* scales = w.scales.as<const float>() + i / kFp8Block * blocks;
-            for (int64_t j = 0; j < cols; ++j) row.as<float>()[j] = static_cast<float>(codes[j]) * scales[j / kFp8Block];
+    // What the scheme multiplies out to, row by row.
+    [[nodiscard]] Weight in_numbers(const Weight& stored, const Param& param, DType wanted) {
+        const Tensor result = param.allocate(*loaded_.weights, wanted);
+        Buffer row_buffer = Buffer::host(param.cols * 4);
+        const Tensor row(row_buffer.data(), DType::kF32, {param.cols});
+        for (int64_t i = 0; i < param.rows; ++i) {
+            decode_row(row.as<float>(), stored, i);
             const ArenaScope scope(*loaded_.weights);
-            ops_.copy(result.slice(0, i, i + 1).view({cols}), visible(row));
+            ops_.copy(result.slice(0, i, i + 1).view({param.cols}), visible(row));
         }
+        return {result};
     }
 
     // Old files carry rotary buffers, some a second copy of tied embeddings; MTP layers are there even when nobody wants them.
@@ -187,7 +226,9 @@ void check_kind(const ModelConfig& config, const LoadOptions& options, const std
 // What a save writes for one name.
 struct SavedTensor {
     TensorSpec spec;
-    Tensor tensor;
+    Tensor tensor;       // or, where a layout packs several tensors from one matrix,
+    std::string matrix;  // the parameter whose part it is
+    Weight weight;
 };
 
 TensorSpec spec_of(const std::string& name, const Tensor& tensor) {
@@ -196,11 +237,19 @@ TensorSpec spec_of(const std::string& name, const Tensor& tensor) {
 
 std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
     std::vector<SavedTensor> result;
+    const auto& q = model.config().quantization_config;
     const auto add = [&](const std::string& name, const Weight& weight) {
-        result.push_back({spec_of(name, weight.codes), weight.codes});
+        if (weight.scheme == Scheme::kGroups) {
+            check(q && q->integers(), name + " has whole numbers that config.json knows nothing of");
+            for (TensorSpec& spec :
+                 integer_specs(integer_layout(*q), name, weight.out_features(), weight.in_features(), group_format(weight)))
+                result.push_back({std::move(spec), {}, name, weight});
+            return;
+        }
+        result.push_back({spec_of(name, weight.codes), weight.codes, {}, {}});
         if (weight.scheme != Scheme::kFp8Block) return;
         const std::string scale_name = name + std::string(kScaleSuffix);
-        result.push_back({spec_of(scale_name, weight.scales), weight.scales});
+        result.push_back({spec_of(scale_name, weight.scales), weight.scales, {}, {}});
     };
     std::vector<std::pair<std::string, Weight>> copies;
     const std::vector<DeepSeek::Alias> aliases = with_copies ? model.aliases() : std::vector<DeepSeek::Alias>();
@@ -233,6 +282,12 @@ int64_t chunk_bytes(LoadedModel& loaded, const Ops& ops, const LoadOptions& opti
 
 }  // namespace
 
+bool has_mtp_modules(const LoadedModel& loaded) {
+    if (loaded.gguf)
+        return loaded.gguf->view().find(fmt::format("blk.{}.nextn.eh_proj.weight", loaded.config.num_hidden_layers)) != nullptr;
+    return has_mtp_tensors(*loaded.files, loaded.config);
+}
+
 LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options) {
     if (is_gguf(directory)) {
         if (!ops.sees_host_memory()) {
@@ -248,6 +303,7 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
     check_kind(loaded.config, options, directory);
     loaded.files = std::make_unique<SafetensorsFolder>(directory);
     if (!options.with_mtp || !has_mtp_tensors(*loaded.files, loaded.config)) loaded.config.num_nextn_predict_layers = 0;
+    std::optional<QuantizationConfig> quantization = loaded.config.quantization_config;
     if (options.dtype) {  // what a save will write
         loaded.config.torch_dtype = *options.dtype == DType::kF32 ? "float32" : "bfloat16";
         loaded.config.quantization_config.reset();
@@ -256,7 +312,7 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
     loaded.weights = std::make_unique<Arena>(
         "weights", [&ops](int64_t bytes) { return ops.allocate(bytes); }, chunk_bytes(loaded, ops, options));
     try {
-        Loader(loaded, ops, options).run();
+        Loader(loaded, ops, options, std::move(quantization)).run();
     } catch (const Error& error) {
         throw error.within(directory.string());
     }
@@ -266,26 +322,40 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
 void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops, const SaveOptions& options) {
     const std::vector<SavedTensor> tensors = tensors_to_save(model, options.with_copies);
     std::vector<TensorSpec> specs;
-    std::unordered_map<std::string, Tensor> by_name;
+    std::unordered_map<std::string, const SavedTensor*> by_name;
     for (const SavedTensor& saved : tensors) {
         specs.push_back(saved.spec);
-        by_name.emplace(saved.spec.name, saved.tensor);
+        by_name.emplace(saved.spec.name, &saved);
     }
     ShardedWriter writer(directory, specs, {{"format", "pt"}}, options.max_shard_bytes);
+    std::unordered_map<std::string, PackedTensor> packed;  // until their turn comes
     for (const TensorSpec& spec : writer.order()) {
-        const Tensor& tensor = by_name.at(spec.name);
-        Buffer host = Buffer::host(tensor.bytes());
-        ops.read_back(host.data(), tensor);
-        Tensor staged = tensor;
+        const SavedTensor& saved = *by_name.at(spec.name);
+        if (!saved.matrix.empty()) {
+            if (!packed.contains(spec.name)) {
+                const IntegerLayout layout = integer_layout(*model.config().quantization_config);
+                for (PackedTensor& part : pack_integers(layout, saved.matrix, saved.weight))
+                    packed.insert_or_assign(part.spec.name, std::move(part));
+            }
+            writer.write(packed.at(spec.name).tensor());
+            packed.erase(spec.name);
+            continue;
+        }
+        Buffer host = Buffer::host(saved.tensor.bytes());
+        ops.read_back(host.data(), saved.tensor);
+        Tensor staged = saved.tensor;
         staged.data = host.data();
         writer.write(staged);
     }
     writer.commit();
     write_text_atomically(directory / "config.json", model.config().to_json());
-    if (options.tokenizer.empty()) return;
+    copy_tokenizer(options.tokenizer, directory);
+}
+
+void copy_tokenizer(const std::filesystem::path& from, const std::filesystem::path& to) {
+    if (from.empty()) return;
     for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tiktoken.model", "generation_config.json"}) {
-        if (std::filesystem::exists(options.tokenizer / name))
-            write_text_atomically(directory / name, read_text(options.tokenizer / name));
+        if (std::filesystem::exists(from / name)) write_text_atomically(to / name, read_text(from / name));
     }
 }
 

@@ -49,6 +49,9 @@ struct LoadedModel {
     bool has_copies = false;  // see SaveOptions::with_copies
 };
 
+// Whether the files have MTP modules, loaded or not.
+[[nodiscard]] bool has_mtp_modules(const LoadedModel& loaded);
+
 // Reads config.json and the weights of `directory` (bf16, f16, f32, or FP8 e4m3 with weight_scale_inv); or a GGUF file of the
 // architecture deepseek2, whose quantized matrices are computed with as they are (gguf_model.h). Throws Error{kInput}
 // with one list of all missing, unexpected and misshapen tensors, or naming a tensor that holds NaN.
@@ -63,5 +66,7 @@ struct SaveOptions {
 
 // Writes config.json and the weights with the types they have in memory; complete or not at all.
 void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops, const SaveOptions& options);
+// The tokenizer files and generation_config.json of a folder, those that it has. An empty `from` has none.
+void copy_tokenizer(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace fathom

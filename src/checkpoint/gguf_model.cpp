@@ -201,6 +201,7 @@ LoadedModel load_gguf_model(const std::filesystem::path& file, Ops& ops, const L
     loaded.gguf = std::make_unique<GgufFile>(file);
     try {
         loaded.config = config_of_gguf(loaded.gguf->view());
+        if (!options.with_mtp) loaded.config.num_nextn_predict_layers = 0;
         if (options.dtype) loaded.config.torch_dtype = *options.dtype == DType::kF32 ? "float32" : "bfloat16";
         loaded.weights = std::make_unique<Arena>("weights", [&ops](int64_t bytes) { return ops.allocate(bytes); });
         loaded.model = std::make_unique<DeepSeek>(loaded.config);

@@ -26,7 +26,7 @@ constexpr std::array<Pair, 3> kWhole{{{"model.embed_tokens.weight", "token_embd.
                                       {"lm_head.weight", "output.weight"}}};
 
 // Inside a layer. k_b_proj and v_b_proj are the two halves of kv_b_proj (Mla::split_kv_b).
-constexpr std::array<Pair, 23> kLayer{{{"input_layernorm.weight", "attn_norm.weight"},
+constexpr std::array<Pair, 27> kLayer{{{"input_layernorm.weight", "attn_norm.weight"},
                                        {"post_attention_layernorm.weight", "ffn_norm.weight"},
                                        {"self_attn.q_proj.weight", "attn_q.weight"},
                                        {"self_attn.q_a_proj.weight", "attn_q_a.weight"},
@@ -48,7 +48,12 @@ constexpr std::array<Pair, 23> kLayer{{{"input_layernorm.weight", "attn_norm.wei
                                        {"mlp.gate.e_score_correction_bias", "exp_probs_b.bias"},
                                        {"mlp.shared_experts.gate_proj.weight", "ffn_gate_shexp.weight"},
                                        {"mlp.shared_experts.up_proj.weight", "ffn_up_shexp.weight"},
-                                       {"mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight"}}};
+                                       {"mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight"},
+                                       // Of MTP modules, which are further layers.
+                                       {"enorm.weight", "nextn.enorm.weight"},
+                                       {"hnorm.weight", "nextn.hnorm.weight"},
+                                       {"eh_proj.weight", "nextn.eh_proj.weight"},
+                                       {"shared_head.norm.weight", "nextn.shared_head_norm.weight"}}};
 
 constexpr std::array<Pair, 3> kExpert{{{"gate_proj.weight", "ffn_gate_exps.weight"},
                                        {"up_proj.weight", "ffn_up_exps.weight"},
@@ -198,8 +203,11 @@ ModelConfig config_of_gguf(const GgufView& file) {
     if (const auto id = file.integer("tokenizer.ggml.bos_token_id")) c["bos_token_id"] = *id;
     if (const auto id = file.integer("tokenizer.ggml.eos_token_id")) c["eos_token_id"] = *id;
     c["torch_dtype"] = "bfloat16";
-    if (keys.integer("nextn_predict_layers").value_or(0) > 0)
-        c["num_hidden_layers"] = keys.required("block_count") - *keys.integer("nextn_predict_layers");
+    if (const int64_t ahead = keys.integer("nextn_predict_layers").value_or(0); ahead > 0) {
+        const int64_t layers = keys.required("block_count") - ahead;
+        c["num_hidden_layers"] = layers;  // a file without the modules' tensors still counts them
+        if (file.find(fmt::format("blk.{}.nextn.eh_proj.weight", layers)) != nullptr) c["num_nextn_predict_layers"] = ahead;
+    }
     return ModelConfig::parse(c.dump());
 }
 
@@ -216,7 +224,8 @@ std::vector<std::pair<std::string, GgufValue>> gguf_metadata(const ModelConfig& 
                                                      {"general.quantization_version", int64_t{2}}};
     const auto add = [&](std::string_view key, GgufValue value) { m.emplace_back(Keys::full(key), std::move(value)); };
     const int64_t experts = c.n_routed_experts;
-    add("block_count", c.num_hidden_layers);
+    add("block_count", c.num_hidden_layers + c.num_nextn_predict_layers);
+    if (c.num_nextn_predict_layers > 0) add("nextn_predict_layers", c.num_nextn_predict_layers);
     add("context_length", c.max_position_embeddings);
     add("embedding_length", c.hidden_size);
     add("feed_forward_length", c.intermediate_size);

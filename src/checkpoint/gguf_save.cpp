@@ -84,42 +84,43 @@ private:
     }
 
     void plan() {
-        const std::string mtp = fmt::format("model.layers.{}.", model_.config().num_hidden_layers);
-        bool past_the_end = false;
         model_.visit([&](const std::string& name, Param& param) {
-            past_the_end = past_the_end || name.starts_with(mtp);
-            if (past_the_end) return;
             const auto place = gguf_place(name);
             if (!place) throw Error(ErrorKind::kInput, fmt::format("GGUF has no place for {}", name));
             const auto& c = model_.config();
             if (name.ends_with("kv_b_proj.weight") && !options_.merged_kv_b) {
                 const std::string stem = place->name.substr(0, place->name.rfind("kv_b"));
-                add(stem + "k_b.weight", {c.num_attention_heads, c.kv_lora_rank, c.qk_nope_head_dim}, Rows::kKeys, name, param);
-                add(stem + "v_b.weight", {c.num_attention_heads, c.v_head_dim, c.kv_lora_rank}, Rows::kValues, name, param);
-            } else if (place->expert >= 0) {
-                add(place->name, {c.n_routed_experts, param.rows, param.cols}, Rows::kWhole, name, param);
-            } else if (param.is_matrix()) {
-                add(place->name, {param.rows, param.cols}, Rows::kWhole, name, param);
-            } else {
-                add(place->name, {param.rows}, Rows::kWhole, name, param);
+                add({stem + "k_b.weight", {c.num_attention_heads, c.kv_lora_rank, c.qk_nope_head_dim}}, place->name,
+                    Rows::kKeys, name, param);
+                add({stem + "v_b.weight", {c.num_attention_heads, c.v_head_dim, c.kv_lora_rank}}, place->name, Rows::kValues,
+                    name, param);
+                return;
             }
+            GgufSpec spec{place->name, {param.rows}};
+            if (param.is_matrix()) spec.shape.push_back(param.cols);
+            if (place->expert >= 0) spec.shape.insert(spec.shape.begin(), c.n_routed_experts);
+            add(std::move(spec), place->name, Rows::kWhole, name, param);
         });
     }
 
-    void add(const std::string& gguf_name, std::vector<int64_t> shape, Rows rows, const std::string& name, const Param& param) {
-        const auto [at, fresh] = index_.emplace(gguf_name, tensors_.size());
+    // `key`: the name under which options_.types may know the tensor.
+    void add(GgufSpec spec, const std::string& key, Rows rows, const std::string& name, const Param& param) {
+        const auto [at, fresh] = index_.emplace(spec.name, tensors_.size());
         if (!fresh) {
             tensors_[at->second].parts.emplace_back(name, &param);
             return;
         }
-        GgufType type;
-        if (shape.size() > 1) {
+        if (spec.shape.size() > 1) {
             const Weight& w = param.weight;
-            GgufType stored{w.scheme == Scheme::kPlain ? w.codes.dtype : DType::kBF16};
-            if (w.scheme == Scheme::kBlocks) stored = {DType::kU8, w.block};
-            type = gguf_type_for(gguf_name, shape.back(), options_.type.value_or(stored));
+            GgufType wanted{w.scheme == Scheme::kPlain ? w.codes.dtype : DType::kBF16};
+            if (w.scheme == Scheme::kBlocks) wanted = {DType::kU8, w.block};
+            if (options_.type) wanted = *options_.type;
+            if (const auto found = options_.types.find(key); found != options_.types.end()) wanted = found->second;
+            const GgufType type = gguf_type_for(spec.name, spec.shape.back(), wanted);
+            spec.dtype = type.dtype;
+            spec.block = type.block;
         }
-        tensors_.push_back({{gguf_name, std::move(shape), type.dtype, type.block}, rows, {{name, &param}}});
+        tensors_.push_back({std::move(spec), rows, {{name, &param}}});
     }
 
     // One parameter's rows, encoded and appended.

@@ -27,8 +27,9 @@ struct GgufType {
 using Importance = std::map<std::string, std::vector<float>>;
 
 struct GgufSaveOptions {
-    std::optional<GgufType> type;            // of matrices; absent: as they are (FP8 becomes BF16)
-    std::filesystem::path tokenizer;         // a folder whose tokenizer goes into the file; empty: none
+    std::optional<GgufType> type;           // of matrices; absent: as they are (FP8 becomes BF16)
+    std::map<std::string, GgufType> types;  // of single tensors by their name in the file (both halves of kv_b under attn_kv_b)
+    std::filesystem::path tokenizer;        // a folder whose tokenizer goes into the file; empty: none
     const GgufView* tokenizer_of = nullptr;  // or a GGUF file whose tokenizer is taken over
     std::string name = "fathom";             // general.name
     bool merged_kv_b = false;                // attn_kv_b instead of attn_k_b and attn_v_b: for llama.cpp from before May 2025
@@ -42,7 +43,8 @@ struct GgufSaveOptions {
 [[nodiscard]] GgufType gguf_type_for(const std::string& gguf_name, int64_t columns, const GgufType& wanted);
 
 // Streams the file, one expert or head in memory at a time; complete or not at all. Weights must lie in host memory and not be
-// packed (LoadOptions::pack). Throws Error{kInput} for what GGUF cannot hold: V1's attention, attention_bias, MTP is left out.
+// packed (LoadOptions::pack). MTP modules that the model has are written as llama.cpp of late 2026 reads them; older ones take
+// them for layers of the model. Throws Error{kInput} for what GGUF cannot hold: V1's attention, attention_bias.
 void save_gguf(const std::filesystem::path& file, DeepSeek& model, const GgufSaveOptions& options, ThreadPool& pool);
 
 }  // namespace fathom

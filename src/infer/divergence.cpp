@@ -29,12 +29,18 @@ double log_sum_exp(std::span<const float> x) {
     return largest + std::log(sum);
 }
 
-void add_position(Divergence& result, std::span<const float> p, std::span<const float> q, int32_t target) {
-    const double log_p = log_sum_exp(p), log_q = log_sum_exp(q);
+double divergence_of(std::span<const float> p, double log_p, std::span<const float> q, double log_q) {
+    double kl = 0;
     for (size_t i = 0; i < p.size(); ++i) {
         const double lp = static_cast<double>(p[i]) - log_p, lq = static_cast<double>(q[i]) - log_q;
-        result.kl += std::exp(lp) * (lp - lq);
+        kl += std::exp(lp) * (lp - lq);
     }
+    return kl;
+}
+
+void add_position(Divergence& result, std::span<const float> p, std::span<const float> q, int32_t target) {
+    const double log_p = log_sum_exp(p), log_q = log_sum_exp(q);
+    result.kl += divergence_of(p, log_p, q, log_q);
     const auto next = static_cast<size_t>(target);
     result.nll_original += log_p - static_cast<double>(p[next]);
     result.nll_changed += log_q - static_cast<double>(q[next]);
@@ -44,6 +50,10 @@ void add_position(Divergence& result, std::span<const float> p, std::span<const 
 }
 
 }  // namespace
+
+double logits_divergence(std::span<const float> p, std::span<const float> q) {
+    return divergence_of(p, log_sum_exp(p), q, log_sum_exp(q));
+}
 
 double Divergence::perplexity_original() const {
     return std::exp(nll_original / static_cast<double>(std::max<int64_t>(tokens, 1)));

@@ -23,6 +23,9 @@ struct Divergence {
     }
 };
 
+// KL(softmax(p) || softmax(q)), nats.
+[[nodiscard]] double logits_divergence(std::span<const float> p, std::span<const float> q);
+
 // Both models read windows of `context` tokens, each from its own beginning. Models of one vocabulary.
 [[nodiscard]] Divergence divergence(const DeepSeek& original, const DeepSeek& changed, Ops& ops,
                                     std::span<const int32_t> tokens, int64_t context,

@@ -183,6 +183,13 @@ TokenizerFiles tokenizer_files_of_gguf(const GgufView& file) {
     return {tokenizer.dump(1, ' ', false, kReplace) + "\n", config.dump(2, ' ', false, kReplace) + "\n"};
 }
 
+void write_gguf_tokenizer(const GgufView& file, const std::filesystem::path& folder) {
+    if (file.texts("tokenizer.ggml.tokens") == nullptr) return;
+    const TokenizerFiles files = tokenizer_files_of_gguf(file);
+    write_text_atomically(folder / "tokenizer.json", files.tokenizer_json);
+    write_text_atomically(folder / "tokenizer_config.json", files.tokenizer_config);
+}
+
 std::vector<std::pair<std::string, GgufValue>> gguf_tokenizer_metadata(const std::filesystem::path& folder,
                                                                        int64_t vocab_size) {
     const TokenizerParts parts = parts_of_folder(folder);

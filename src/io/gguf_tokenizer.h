@@ -18,6 +18,8 @@ struct TokenizerFiles {
 // Throws Error{kInput}: no tokenizer in the file, one that is not byte-level BPE, or split patterns under an unknown name
 // (known: deepseek-llm, deepseek-coder, deepseek-v3, kimi-k2, gpt-2).
 [[nodiscard]] TokenizerFiles tokenizer_files_of_gguf(const GgufView& file);
+// The same as files of `folder`; nothing when the file has no tokenizer.
+void write_gguf_tokenizer(const GgufView& file, const std::filesystem::path& folder);
 
 // The tokenizer.* keys for the tokenizer in `folder`, padded to `vocab_size` tokens. Throws Error{kInput} for a tokenizer whose
 // split patterns GGUF has no name for.

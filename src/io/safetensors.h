@@ -96,6 +96,8 @@ struct TensorSpec {
     std::string name;
     DType dtype = DType::kF32;
     std::vector<int64_t> shape;
+
+    [[nodiscard]] int64_t bytes() const;
 };
 
 inline constexpr int64_t kMaxShardBytes = 5'000'000'000;  // Hugging Face's "5GB"
@@ -107,18 +109,26 @@ inline constexpr int64_t kMaxShardBytes = 5'000'000'000;  // Hugging Face's "5GB
 // An earlier checkpoint in the folder stays whole until commit(), and without commit() nothing is left behind. A crash inside
 // commit() leaves the old checkpoint, the new one, or (several shards over several shards) a folder that refuses to load, never
 // a mixture.
+//
+// With a `job` (a text that says all that the bytes depend on) the shards finished so far stay behind instead, hidden, and a
+// writer of the same job goes on after them: its first() tensor to write is the first of the unfinished shard. A writer of
+// another job throws them away.
 class ShardedWriter {
 public:
     // Shards hold at most `max_shard_bytes` of data, except a single larger tensor; one shard is named model.safetensors,
     // without an index. Creates the folder. Throws Error{kIo}.
     ShardedWriter(std::filesystem::path directory, std::span<const TensorSpec> tensors, const SafetensorsMetadata& metadata,
-                  int64_t max_shard_bytes = kMaxShardBytes);
+                  int64_t max_shard_bytes = kMaxShardBytes, std::string job = "");
     ~ShardedWriter();
     ShardedWriter(const ShardedWriter&) = delete;
     ShardedWriter& operator=(const ShardedWriter&) = delete;
 
     // The order in which write() wants the tensors: the given order cut into shards, in each the larger elements first.
     [[nodiscard]] std::span<const TensorSpec> order() const { return order_; }
+    // Index into order() of the tensor that the first write() must bring: 0 unless a job goes on.
+    [[nodiscard]] size_t first() const { return first_; }
+    // Index into order() after the last tensor of the shard that holds tensor `index`.
+    [[nodiscard]] size_t shard_end(size_t index) const;
     // The next tensor of order(): contiguous host memory of its dtype and shape.
     void write(const Tensor& tensor);
     // After the last tensor: renames the shards into place, writes the index last, and removes shards of an earlier checkpoint.
@@ -131,16 +141,25 @@ private:
     };
     [[nodiscard]] std::filesystem::path incoming_path(const Shard& shard) const;
     void open_shard();
+    [[nodiscard]] std::string shard_header(size_t shard) const;
+    [[nodiscard]] bool finished(size_t shard) const;
+    void take_up_job();
     void remove_incoming();
 
     std::filesystem::path directory_;
     SafetensorsMetadata metadata_;
+    std::string job_;
     std::vector<TensorSpec> order_;
     std::vector<Shard> shards_;
+    size_t first_ = 0;
     size_t next_ = 0;   // tensor of order_ to be written
     size_t shard_ = 0;  // its shard
     std::unique_ptr<AtomicFile> file_;
+    bool committed_ = false;
 };
+
+// The job that a folder's unfinished shards belong to; nothing when there are none.
+[[nodiscard]] std::optional<std::string> unfinished_job(const std::filesystem::path& directory);
 
 // Whether any element is NaN. Integers and booleans have none. The tensor must be contiguous host memory.
 [[nodiscard]] bool any_nan(const Tensor& tensor);

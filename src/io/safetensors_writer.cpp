@@ -13,14 +13,9 @@ namespace {
 
 constexpr std::string_view kSingleName = "model.safetensors";
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
+constexpr std::string_view kJobName = ".fathom-job";
 
 std::string json_string(std::string_view text) { return nlohmann::json(text).dump(); }
-
-int64_t bytes_of(const TensorSpec& spec) {
-    int64_t bytes = size_of(spec.dtype);
-    for (const int64_t dim : spec.shape) bytes *= dim;
-    return bytes;
-}
 
 TensorSpec spec_of(const NamedTensor& named) {
     const Tensor& t = named.tensor;
@@ -39,7 +34,7 @@ std::string header_of(std::span<const TensorSpec> specs, const SafetensorsMetada
     if (!metadata.empty()) items.push_back("\"__metadata__\":" + nlohmann::json(metadata).dump());
     int64_t at = 0;
     for (const TensorSpec& spec : specs) {
-        const int64_t end = at + bytes_of(spec);
+        const int64_t end = at + spec.bytes();
         items.push_back(fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", json_string(spec.name),
                                     name_of(spec.dtype), fmt::join(spec.shape, ","), at, end));
         at = end;
@@ -63,7 +58,7 @@ std::string index_of(std::span<const TensorSpec> order, std::span<const std::str
     int64_t total = 0;
     for (size_t i = 0; i < order.size(); ++i) {
         weight_map[order[i].name] = file_of[i];
-        total += bytes_of(order[i]);
+        total += order[i].bytes();
     }
     return nlohmann::json{{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}}.dump(2) + "\n";
 }
@@ -86,6 +81,12 @@ void remove_file(const std::filesystem::path& path) {
 
 }  // namespace
 
+int64_t TensorSpec::bytes() const {
+    int64_t bytes = size_of(dtype);
+    for (const int64_t dim : shape) bytes *= dim;
+    return bytes;
+}
+
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                        const SafetensorsMetadata& metadata) {
     std::vector<const NamedTensor*> order;
@@ -107,9 +108,10 @@ int64_t safetensors_header_bytes(std::span<const NamedTensor> tensors, const Saf
 }
 
 ShardedWriter::ShardedWriter(std::filesystem::path directory, std::span<const TensorSpec> tensors,
-                             const SafetensorsMetadata& metadata, int64_t max_shard_bytes)
+                             const SafetensorsMetadata& metadata, int64_t max_shard_bytes, std::string job)
     : directory_(std::move(directory)),
       metadata_(metadata),
+      job_(std::move(job)),
       order_(tensors.begin(), tensors.end()) {
     check_names(order_);
     size_t begin = 0;
@@ -122,7 +124,7 @@ ShardedWriter::ShardedWriter(std::filesystem::path directory, std::span<const Te
         bytes = 0;
     };
     for (size_t i = 0; i < order_.size(); ++i) {
-        const int64_t more = bytes_of(order_[i]);
+        const int64_t more = order_[i].bytes();
         if (i > begin && bytes + more > max_shard_bytes) close(i);
         bytes += more;
     }
@@ -134,19 +136,59 @@ ShardedWriter::ShardedWriter(std::filesystem::path directory, std::span<const Te
     std::error_code code;
     std::filesystem::create_directories(directory_, code);
     if (code) fail_io(directory_, "create the folder", code);
-    open_shard();
+    if (!job_.empty()) take_up_job();
+    if (next_ < order_.size() || order_.empty()) open_shard();
 }
 
-ShardedWriter::~ShardedWriter() { remove_incoming(); }
+ShardedWriter::~ShardedWriter() {
+    file_.reset();
+    if (job_.empty()) remove_incoming();
+}
+
+size_t ShardedWriter::shard_end(size_t index) const {
+    return std::ranges::find_if(shards_, [index](const Shard& shard) { return index < shard.end; })->end;
+}
+
+std::string ShardedWriter::shard_header(size_t shard) const {
+    const size_t begin = shard == 0 ? 0 : shards_[shard - 1].end;
+    return header_of(std::span(order_).subspan(begin, shards_[shard].end - begin), metadata_);
+}
+
+// A shard gets its incoming name when it is complete (AtomicFile); that it is this job's shows in its header.
+bool ShardedWriter::finished(size_t shard) const {
+    const std::filesystem::path path = incoming_path(shards_[shard]);
+    if (!std::filesystem::exists(path)) return false;
+    const MappedFile file(path);
+    const std::string header = shard_header(shard);
+    const std::string_view bytes(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+    size_t size = header.size();
+    for (size_t i = shard == 0 ? 0 : shards_[shard - 1].end; i < shards_[shard].end; ++i)
+        size += static_cast<size_t>(order_[i].bytes());
+    return bytes.size() == size && bytes.starts_with(header);
+}
+
+void ShardedWriter::take_up_job() {
+    if (unfinished_job(directory_) == job_) {
+        while (shard_ < shards_.size() && finished(shard_)) next_ = shards_[shard_++].end;
+        first_ = next_;
+        return;
+    }
+    std::vector<std::filesystem::path> strangers;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_))
+        if (const std::string name = entry.path().filename().string();
+            name.starts_with(".model") && name.find(".safetensors.incoming") != std::string::npos)
+            strangers.push_back(entry.path());
+    for (const std::filesystem::path& path : strangers) remove_file(path);
+    write_text_atomically(directory_ / kJobName, job_);
+}
 
 std::filesystem::path ShardedWriter::incoming_path(const Shard& shard) const {
     return directory_ / fmt::format(".{}.incoming", shard.final_path.filename().string());
 }
 
 void ShardedWriter::open_shard() {
-    const size_t begin = shard_ == 0 ? 0 : shards_[shard_ - 1].end;
     file_ = std::make_unique<AtomicFile>(incoming_path(shards_[shard_]));
-    file_->write(header_of(std::span(order_).subspan(begin, shards_[shard_].end - begin), metadata_));
+    file_->write(shard_header(shard_));
 }
 
 void ShardedWriter::write(const Tensor& tensor) {
@@ -155,21 +197,19 @@ void ShardedWriter::write(const Tensor& tensor) {
     const TensorSpec given = spec_of({spec.name, tensor});
     check(given.dtype == spec.dtype && given.shape == spec.shape,
           fmt::format("ShardedWriter: {} is {}, which is not what was announced", spec.name, tensor.describe()));
-    if (next_ == shards_[shard_].end) {
-        file_->commit();
-        ++shard_;
-        open_shard();
-    }
     file_->write(data_of(tensor));
-    ++next_;
+    if (++next_ < shards_[shard_].end) return;
+    file_->commit();
+    file_.reset();
+    if (++shard_ < shards_.size()) open_shard();
 }
 
 void ShardedWriter::commit() {
     check(next_ == order_.size(), "ShardedWriter: commit before the last tensor");
-    check(file_ != nullptr, "ShardedWriter: commit twice");
-    file_->commit();
+    check(!committed_, "ShardedWriter: commit twice");
+    committed_ = true;
+    if (file_) file_->commit();  // a shard without tensors
     file_.reset();
-
     const std::filesystem::path index = directory_ / kIndexName, single = directory_ / kSingleName;
     std::vector<std::string> file_of;
     std::unordered_set<std::string> ours;
@@ -199,13 +239,18 @@ void ShardedWriter::commit() {
         if (const std::string name = entry.path().filename().string(); is_shard_name(name) && !ours.contains(name))
             stale.push_back(entry.path());
     for (const std::filesystem::path& path : stale) remove_file(path);
+    if (!job_.empty()) remove_file(directory_ / kJobName);
     sync_directory(directory_);
 }
 
 void ShardedWriter::remove_incoming() {
-    file_.reset();
     std::error_code ignored;
     for (const Shard& shard : shards_) std::filesystem::remove(incoming_path(shard), ignored);
+}
+
+std::optional<std::string> unfinished_job(const std::filesystem::path& directory) {
+    if (!std::filesystem::exists(directory / kJobName)) return std::nullopt;
+    return read_text(directory / kJobName);
 }
 
 }  // namespace fathom

@@ -95,14 +95,38 @@ void require_tokens(const ModelConfig& c) {
     for (const int64_t id : c.eos_token_id) is_id("eos_token_id", id);
 }
 
+void require_integer_groups(const QuantizationConfig& q) {
+    const bool awq = q.quant_method == "awq", gptq = q.quant_method == "gptq";
+    require(awq || gptq || q.quant_method == "compressed-tensors",
+            fmt::format("quantization_config.quant_method \"{}\" is not supported: fp8, awq, gptq and compressed-tensors are",
+                        q.quant_method));
+    const bool known = awq    ? q.format == "gemm"
+                       : gptq ? q.format == "gptq" || q.format == "gptq_v2"
+                              : q.format == "pack-quantized" || q.format == "int-quantized";
+    require(known, fmt::format("quantization_config: {} \"{}\" of {} is not supported: {}",
+                               awq    ? "version"
+                               : gptq ? "checkpoint_format"
+                                      : "format",
+                               q.format, q.quant_method,
+                               awq    ? "gemm is"
+                               : gptq ? "gptq and gptq_v2 are"
+                                      : "pack-quantized and int-quantized are"));
+    require(!q.groups.empty(), "quantization_config says of no weights how they are stored");
+    for (const IntegerGroups& g : q.groups) {
+        require(g.bits == 4 || (g.bits == 8 && !awq), fmt::format("quantization_config: {} bits of {} are not supported: {}",
+                                                                  g.bits, q.quant_method, awq ? "4 are" : "4 and 8 are"));
+        require(g.group_size >= 0 && g.group_size <= (int64_t{1} << 24),
+                fmt::format("quantization_config.group_size {} is out of range", g.group_size));
+    }
+}
+
 void require_storage(const ModelConfig& c) {
     constexpr std::array kDtypes{"bfloat16", "float16", "float32"};
     require(std::ranges::find(kDtypes, c.torch_dtype) != kDtypes.end(),
             fmt::format("torch_dtype \"{}\" is not supported: use bfloat16, float16 or float32", c.torch_dtype));
     if (!c.quantization_config) return;
     const QuantizationConfig& q = *c.quantization_config;
-    require(q.quant_method == "fp8",
-            fmt::format("quantization_config.quant_method \"{}\" is not supported: only fp8 is", q.quant_method));
+    if (q.integers()) return require_integer_groups(q);
     require(q.weight_block_size == std::array<int64_t, 2>{128, 128},
             fmt::format("quantization_config.weight_block_size [{}, {}] is not supported: only [128, 128] is",
                         q.weight_block_size[0], q.weight_block_size[1]));

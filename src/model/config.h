@@ -32,11 +32,28 @@ struct RopeScaling {
     bool operator==(const RopeScaling&) const = default;
 };
 
-// FP8 storage of the checkpoint: e4m3 codes and one f32 scale per block.
-struct QuantizationConfig {
-    std::string quant_method = "fp8";
-    std::array<int64_t, 2> weight_block_size{128, 128};
+// Matrices stored as whole numbers, one scale (and zero point) per group of columns.
+struct IntegerGroups {
+    int64_t bits = 4;        // 4 or 8
+    int64_t group_size = 0;  // columns; 0: a whole row, a "channel"
+    bool symmetric = true;
+    std::vector<std::string> targets;  // compressed-tensors: modules, "Linear" for all, or "re:" and a pattern
 
+    bool operator==(const IntegerGroups&) const = default;
+};
+
+// How a checkpoint stores its matrices where not as plain numbers.
+struct QuantizationConfig {
+    std::string quant_method = "fp8";  // fp8, gptq, awq or compressed-tensors
+    // fp8: e4m3 codes and one f32 scale per block.
+    std::array<int64_t, 2> weight_block_size{128, 128};
+    // The others: gptq has checkpoint_format gptq (zero points less one) or gptq_v2, awq has version gemm, compressed-tensors
+    // has format pack-quantized or int-quantized.
+    std::string format;
+    std::vector<IntegerGroups> groups;  // one; compressed-tensors: one or more. The tensors' shapes say the same again
+    std::vector<std::string> ignore;    // modules that stay plain
+
+    [[nodiscard]] bool integers() const { return quant_method != "fp8"; }
     bool operator==(const QuantizationConfig&) const = default;
 };
 

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "model/config.h"
 #include "model/config_fields.h"
+#include "model/config_quantization.h"
 
 namespace fathom {
 namespace {
@@ -208,16 +209,7 @@ void read_storage(ModelConfig& c, const Reader& in) {
     auto dtype = in.text("dtype");
     if (!dtype) dtype = in.text("torch_dtype");
     if (dtype) c.torch_dtype = *dtype;
-    const auto quantization = in.object("quantization_config");
-    if (!quantization) return;
-    QuantizationConfig q;
-    q.quant_method = quantization->text("quant_method").value_or("");
-    if (quantization->text("fmt").value_or("e4m3") != "e4m3") fail("quantization_config.fmt is not supported: only e4m3 is");
-    const std::vector<int64_t> block = quantization->integers("weight_block_size");
-    if (q.quant_method == "fp8" && block.size() != 2)
-        fail("quantization_config.weight_block_size must be a list of two integers");
-    if (block.size() == 2) q.weight_block_size = {block[0], block[1]};
-    c.quantization_config = q;
+    if (const Json* quantization = in.find("quantization_config")) c.quantization_config = read_quantization(*quantization);
 }
 
 void read_tokens(ModelConfig& c, const Reader& in) {
@@ -384,10 +376,7 @@ private:
         if (!now_.quantization_config) {
             changed_ |= object_.erase("quantization_config") > 0;
         } else {
-            Json block{{"activation_scheme", "dynamic"}, {"fmt", "e4m3"}};
-            block["quant_method"] = now_.quantization_config->quant_method;
-            block["weight_block_size"] = now_.quantization_config->weight_block_size;
-            set("quantization_config", std::move(block));
+            set("quantization_config", write_quantization(*now_.quantization_config));
         }
     }
 

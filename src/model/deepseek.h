@@ -36,6 +36,12 @@ public:
     };
     [[nodiscard]] std::vector<Alias> aliases() const;
 
+    // forward() step by step, for who wants to stop between layers (calibration): the batch with the angles of its positions,
+    // the embedding [n, hidden_size], then layer after layer.
+    [[nodiscard]] Batch with_rope(Context& cx, const Batch& batch, bool keep) const;
+    [[nodiscard]] Tensor embed(Context& cx, const Tensor& tokens, bool keep) const;
+    [[nodiscard]] const Block& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
+
     // tokens -> hidden [n, hidden_size] after the final norm, in cx.saved when `saved`, else in cx.scratch. With a cache, reads
     // and writes it. `states`: receives the residual stream before each layer (what `dump --what hidden` shows).
     [[nodiscard]] Tensor forward(Context& cx, const Batch& batch, const CacheView* cache, Saved* saved,
@@ -75,8 +81,6 @@ private:
     std::vector<Mtp> mtp_;
 
     [[nodiscard]] Block make_block(int64_t layer) const;
-    [[nodiscard]] Batch with_rope(Context& cx, const Batch& batch, bool keep) const;
-    [[nodiscard]] Tensor embed(Context& cx, const Tensor& tokens, bool keep) const;
     [[nodiscard]] static const LayerCache* layer_cache(const CacheView* cache, int64_t layer) {
         return cache == nullptr ? nullptr : &cache->layers[static_cast<size_t>(layer)];
     }

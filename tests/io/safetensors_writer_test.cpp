@@ -163,6 +163,51 @@ TEST_F(SafetensorsWriter, WithoutCommitTheEarlierCheckpointStaysAndNothingIsLeft
     EXPECT_EQ(first_of(folder_, "t0"), 1);
 }
 
+TEST_F(SafetensorsWriter, AJobGoesOnBehindItsLastWholeShard) {
+    Four two(2);
+    Four(2).write(folder_, 1000);
+    const std::string first = read_text(folder_ / "model-00001-of-00002.safetensors"),
+                      second = read_text(folder_ / "model-00002-of-00002.safetensors");
+    for (size_t stop = 0; stop <= 4; ++stop) {
+        for (const bool same : {true, false}) {
+            fs::remove_all(folder_);
+            {
+                ShardedWriter writer(folder_, two.specs, {}, 1000, "a job");
+                for (size_t i = 0; i < stop; ++i) writer.write(two.tensor(i));
+            }
+            EXPECT_EQ(unfinished_job(folder_), "a job");
+            ShardedWriter writer(folder_, two.specs, {}, 1000, same ? "a job" : "another job");
+            EXPECT_EQ(writer.first(), same ? stop / 2 * 2 : 0) << stop;
+            EXPECT_EQ(writer.shard_end(1), 2u);
+            for (size_t i = writer.first(); i < 4; ++i) writer.write(two.tensor(i));
+            writer.commit();
+            EXPECT_TRUE(read_text(folder_ / "model-00001-of-00002.safetensors") == first);
+            EXPECT_TRUE(read_text(folder_ / "model-00002-of-00002.safetensors") == second);
+            EXPECT_FALSE(unfinished_job(folder_));
+            EXPECT_EQ(listing().size(), 3u);
+        }
+    }
+}
+
+TEST_F(SafetensorsWriter, AShardThatIsNotTheJobsOwnIsWrittenAgain) {
+    Four two(2);
+    for (const bool shorter : {true, false}) {
+        fs::remove_all(folder_);
+        {
+            ShardedWriter writer(folder_, two.specs, {}, 1000, "a job");
+            for (size_t i = 0; i < 4; ++i) writer.write(two.tensor(i));
+        }
+        const fs::path shard = folder_ / ".model-00001-of-00002.safetensors.incoming";
+        std::string text = read_text(shard);
+        if (shorter)
+            text.pop_back();
+        else
+            text[20] ^= 1;
+        write_text_atomically(shard, text);
+        EXPECT_EQ(ShardedWriter(folder_, two.specs, {}, 1000, "a job").first(), 0u);
+    }
+}
+
 TEST_F(SafetensorsWriter, AModelWithoutTensorsIsAFileToo) {
     ShardedWriter writer(folder_, {}, {{"format", "pt"}});
     writer.commit();
