@@ -257,7 +257,7 @@ TEST(GgufMtp, ModulesComeBackWhenTheyAreAskedFor) {
     const LoadedModel before = load_model(fixture_folder("mtp"), ops, {.with_mtp = true, .pack = false});
     ASSERT_EQ(before.config.num_nextn_predict_layers, 1);
     save_gguf(path, *before.model, {}, pool);
-    const LoadedModel after = load_model(path, ops, {.with_mtp = true}), without = load_model(path, ops, {});
+    const LoadedModel after = load_model(path, ops, {.with_mtp = true, .pack = false}), without = load_model(path, ops, {});
     EXPECT_EQ(without.config.num_nextn_predict_layers, 0);
     EXPECT_TRUE(has_mtp_modules(without));
     EXPECT_EQ(without.config.num_hidden_layers, before.config.num_hidden_layers);
