@@ -12,6 +12,7 @@
 #include "app/bench_roofs.h"
 #include "app/bench_runs.h"
 #include "app/bench_serve.h"
+#include "app/bench_speculation.h"
 #include "app/generate_model.h"
 #include "app/verb.h"
 #include "base/error.h"
@@ -170,10 +171,12 @@ void add_bench(CLI::App& app, Globals& globals) {
     declare(*verb, *options);
     add_bench_serve(*verb, globals);
     add_bench_masks(*verb, globals);
+    add_bench_speculation(*verb, globals);
     verb->callback([verb, options, &globals] {
         if (!verb->get_subcommands().empty()) return;
         if (options->run.empty())
-            throw Error(ErrorKind::kUsage, "bench what? decode, prefill, train, serve or masks (see fathom bench --help)");
+            throw Error(ErrorKind::kUsage,
+                        "bench what? decode, prefill, train, serve, masks or speculation (see fathom bench --help)");
         bench(*options, globals);
     });
 }

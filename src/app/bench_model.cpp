@@ -42,12 +42,13 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
                                        : options.dtype == "f32" ? std::optional(DType::kF32)
                                                                 : std::optional(DType::kBF16);
     if (options.random_config.empty()) {
-        loaded_ = load_model(options.model, ops, {.dtype = dtype, .pack_plain = true});
+        loaded_ = load_model(options.model, ops, {.dtype = dtype, .with_mtp = options.with_mtp, .pack_plain = true});
     } else {
         loaded_.config = read_config_file(options.random_config).model;
-        loaded_.config.num_nextn_predict_layers = 0;
+        if (!options.with_mtp) loaded_.config.num_nextn_predict_layers = 0;
         loaded_.model = std::make_unique<DeepSeek>(loaded_.config);
         draw_weights(ops, dtype.value_or(DType::kBF16));
+        if (options.agreeing) make_modules_agree(ops);
     }
     count_bytes();
 }
@@ -72,6 +73,29 @@ void BenchModel::draw_weights(Ops& ops, DType dtype) {
             fill_from_table(ops, value, f32, places);
         } else {
             fill_from_table(ops, value, bf16, places);
+        }
+    });
+}
+
+// Nothing is added to the residual stream, and a module's input is the embedding of the token ahead: the model says what
+// follows from its last token alone, and the module says the same of its own. What follows is one of the first quarter of the
+// ids, among which modules guess. All that is computed otherwise still is.
+void BenchModel::make_modules_agree(Ops& ops) {
+    loaded_.model->visit([&](const std::string& name, Param& param) {
+        const Tensor& matrix = param.weight.codes;
+        if (name.ends_with(".o_proj.weight") || name.ends_with(".down_proj.weight")) ops.fill(matrix, 0);
+        if (name == "lm_head.weight") ops.fill(matrix.slice(0, matrix.dim(0) / 4, matrix.dim(0)), 0);
+        if (!name.ends_with(".eh_proj.weight")) return;
+        ops.fill(matrix, 0);
+        const float one = 1;
+        const BFloat16 short_one{one};
+        for (int64_t i = 0; i < matrix.dim(0); ++i) {
+            const Tensor diagonal = matrix.slice(0, i, i + 1).slice(1, i, i + 1);
+            if (matrix.dtype == DType::kF32) {
+                ops.write(diagonal, &one);
+            } else {
+                ops.write(diagonal, &short_one);
+            }
         }
     });
 }

@@ -33,6 +33,7 @@ private:
     int64_t parameters_ = 0, dense_bytes_ = 0, expert_bytes_ = 0;
 
     void draw_weights(Ops& ops, DType dtype);
+    void make_modules_agree(Ops& ops);
     void count_bytes();
 };
 

@@ -15,6 +15,8 @@ struct BenchOptions {
     std::string run;            // decode, prefill or train
     std::string model;          // a model folder, or empty
     std::string random_config;  // a configuration; weights are drawn at random
+    bool with_mtp = false;      // load, or draw, the MTP modules too
+    bool agreeing = false;      // random weights: of a kind that makes every guess of a module come true
     std::string dtype = "auto";
     std::string cache_type = "f32";
     int64_t batch = 0;           // sequences; 0: 1, for training what the configuration says

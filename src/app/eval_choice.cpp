@@ -110,17 +110,19 @@ public:
     ChoiceTask(const Options& options, const Globals& globals)
         : options_(options),
           evaluation_(options.common, globals, "choice") {
-        for (const Json& record : read_json_lines(options.items.file)) {
-            if (record.value("split", Json()) == "dev") {
-                shots_.push_back(read_choice(record, options.delimiter));
-            } else if (options.common.limit == 0 || std::ssize(items_) < options.common.limit) {
-                items_.push_back(read_choice(record, options.delimiter));
-            }
-        }
+        // Examples may stand behind the last item that is wanted.
+        evaluation_.read(options.items.file, 0, [&](const Json& record) {
+            const bool example = record.value("split", Json()) == "dev",
+                       wanted = options.common.limit == 0 || std::ssize(items_) < options.common.limit;
+            if (example || wanted) (example ? shots_ : items_).push_back(read_choice(record, options.delimiter));
+            return true;
+        });
         if (!options.items.fewshot.empty()) {
             shots_.clear();
-            for (const Json& record : read_json_lines(options.items.fewshot))
+            evaluation_.read(options.items.fewshot, 0, [&](const Json& record) {
                 shots_.push_back(read_choice(record, options.delimiter));
+                return true;
+            });
         }
         if (options.items.shots > 0 && shots_.empty()) {
             throw Error(ErrorKind::kUsage,

@@ -52,11 +52,12 @@ public:
     CodeTask(const Options& options, const Globals& globals)
         : options_(options),
           evaluation_(options.common, globals, "humaneval"),
-          tasks_(read_json_lines(options.file, options.common.limit)),
           folder_(std::filesystem::temp_directory_path() / "fathom-eval") {
-        for (const Json& task : tasks_) {
+        evaluation_.read(options.file, options.common.limit, [&](const Json& task) {
             for (const char* field : {"prompt", "test", "entry_point"}) (void)text_field(task, std::array{field});
-        }
+            tasks_.push_back(task);
+            return true;
+        });
     }
 
     void run() {

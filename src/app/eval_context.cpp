@@ -50,7 +50,7 @@ public:
     NeedleTask(const NeedleOptions& options, const Globals& globals)
         : options_(options),
           evaluation_(options.common, globals, "needle"),
-          needles_(read_json_lines(options.needles)),
+          needles_(evaluation_.records(options.needles)),
           hay_(evaluation_.tokenizer().encode(read_text(options.haystack), false)),
           lengths_(options.lengths) {
         const int64_t longest = evaluation_.max_length() - options.max_new_tokens;
@@ -140,9 +140,9 @@ public:
     ReadingTask(const ReadingOptions& options, const Globals& globals)
         : options_(options),
           evaluation_(options.common, globals, "reading"),
-          records_(read_json_lines(options.file, options.common.limit)) {
+          records_(evaluation_.records(options.file, options.common.limit)) {
         if (options.documents.empty()) return;
-        for (const Json& document : read_json_lines(options.documents)) {
+        for (const Json& document : evaluation_.records(options.documents)) {
             documents_[text_field(document, std::array{"story", "id", "title"})] =
                 text_field(document, std::array{"text", "context"});
         }

@@ -61,12 +61,16 @@ public:
         : options_(options),
           evaluation_(options.common, globals, "gsm8k"),
           format_(choose_chat_format(evaluation_.model(), options.common.model.model, options.chat_format)) {
-        for (const Json& record : read_json_lines(options.items.file, options.common.limit))
-            problems_.push_back(read_problem(record));
+        const auto to = [](std::vector<Problem>& problems) {
+            return [&problems](const Json& record) {
+                problems.push_back(read_problem(record));
+                return true;
+            };
+        };
+        evaluation_.read(options.items.file, options.common.limit, to(problems_));
         if (options.items.fewshot.empty()) return;
         // One more than is shown: an item is never its own example.
-        for (const Json& record : read_json_lines(options.items.fewshot, options.items.shots + 1))
-            shots_.push_back(read_problem(record));
+        evaluation_.read(options.items.fewshot, options.items.shots + 1, to(shots_));
     }
 
     void run() {

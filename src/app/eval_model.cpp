@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <algorithm>
-#include <fstream>
 #include <utility>
 
 #include "base/error.h"
@@ -33,6 +32,7 @@ void EvalOptions::declare(CLI::App& action) {
     const auto number = [&](const char* name, int64_t& value, const char* text, int64_t least) {
         action.add_option(name, value, text)->type_name("N")->check(CLI::Range(least, int64_t{1} << 40));
     };
+    action.add_flag("--skip-bad-items", skip_bad, "leave out lines of the files that cannot be used, and count them");
     number("--limit", limit, "only the first N items; 0: all", 0);
     number("--batch-size", batch, "items at a time", 1);
     number("--context", context, "longest prompt and answer; 0: what the model reads, at most 16384", 0);
@@ -44,40 +44,27 @@ void FewShotOptions::declare(CLI::App& action, const std::string& what_the_file_
     action.add_option("--num-fewshot", shots, "of them in front of every item")->type_name("N")->check(CLI::Range(0, 1000));
 }
 
-std::vector<EvalJson> read_json_lines(const std::string& path, int64_t limit) {
-    std::ifstream file(path);
-    if (!file) throw Error(ErrorKind::kIo, fmt::format("{}: cannot be read", path));
-    if (path.ends_with(".xz") || path.ends_with(".gz") || path.ends_with(".zst")) {
-        throw Error(ErrorKind::kInput, fmt::format("{}: is compressed: unpack it first (xz -dk, gzip -dk, zstd -d)", path));
-    }
-    std::vector<EvalJson> records;
-    std::string line;
-    for (int64_t number = 1; std::getline(file, line); ++number) {
-        if (line.find_first_not_of(" \t\r") == line.npos) continue;
-        if (limit > 0 && std::ssize(records) == limit) break;
-        records.push_back(EvalJson::parse(line, nullptr, false));
-        if (!records.back().is_object()) throw Error(ErrorKind::kInput, fmt::format("{}:{}: not a JSON object", path, number));
-    }
-    if (records.empty()) throw Error(ErrorKind::kInput, fmt::format("{}: holds no items", path));
-    return records;
-}
-
-std::string text_field(const EvalJson& record, std::span<const char* const> names) {
-    for (const char* name : names) {
-        const auto found = record.find(name);
-        if (found == record.end()) continue;
-        if (found->is_string()) return found->get<std::string>();
-        if (found->is_number()) return found->dump();
-    }
-    throw Error(ErrorKind::kInput, fmt::format("an item has no text or number \"{}\": {:.200}", names.front(), record.dump()));
-}
-
 Evaluation::Evaluation(const EvalOptions& options, const Globals& globals, std::string task)
     : options_(options),
       globals_(globals),
       task_(std::move(task)),
       model_(options.model, globals, OpenModel::Text::kNeeded),
       engine_(std::make_unique<Engine>(model_.model(), model_.ops(), engine_options(model_, options))) {}
+
+std::vector<EvalJson> Evaluation::records(const std::string& path, int64_t limit) {
+    std::vector<EvalJson> result;
+    read(path, limit, [&](const EvalJson& record) {
+        result.push_back(record);
+        return true;
+    });
+    return result;
+}
+
+void Evaluation::read(const std::string& path, int64_t limit, const std::function<bool(const EvalJson& record)>& take) {
+    const int64_t skipped = read_items({path, limit, options_.skip_bad}, take);
+    skipped_ += skipped;
+    if (skipped > 0) fmt::print(stderr, "{}: {} lines that cannot be used were left out\n", path, skipped);
+}
 
 Request Evaluation::greedy(std::vector<int32_t> prompt, int64_t max_new_tokens) const {
     Request request;
@@ -123,7 +110,8 @@ void Evaluation::take(TokenEvent& event) {
     done.then(std::move(done.reply));
 }
 
-void Evaluation::report(const EvalJson& summary) const {
+void Evaluation::report(EvalJson summary) const {
+    if (skipped_ > 0) summary["items_skipped"] = skipped_;
     if (!options_.output.empty()) {
         std::string text;
         for (const auto& [item, line] : lines_) text += line.dump(-1, ' ', false, EvalJson::error_handler_t::replace) + "\n";

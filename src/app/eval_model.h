@@ -6,23 +6,21 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "app/eval_items.h"
 #include "app/generate_model.h"
 #include "infer/engine.h"
 #include "infer/stop_strings.h"
 
 namespace fathom {
 
-using EvalJson = nlohmann::ordered_json;
-
 struct EvalOptions {
     ModelOptions model;
     std::string output;  // one line per item; empty: none
+    bool skip_bad = false;
     int64_t limit = 0, batch = 16, context = 0;
 
     // MODEL and what the tasks have in common.
@@ -37,11 +35,6 @@ struct FewShotOptions {
     void declare(CLI::App& action, const std::string& what_the_file_is);
 };
 
-// The objects of a .jsonl file, at most `limit` of them; 0: all. Throws Error{kInput} naming file and line.
-[[nodiscard]] std::vector<EvalJson> read_json_lines(const std::string& path, int64_t limit = 0);
-// A string or a number of a record as text. Throws Error{kInput} naming the field when the record has none of the `names`.
-[[nodiscard]] std::string text_field(const EvalJson& record, std::span<const char* const> names);
-
 class Evaluation {
 public:
     Evaluation(const EvalOptions& options, const Globals& globals, std::string task);
@@ -52,6 +45,11 @@ public:
         bool complete = false;              // ended by itself or at a stop string, not at its longest
     };
     using Then = std::function<void(Reply&& reply)>;
+
+    // The records of a file, at most `limit` of them (0: all); or of all that `take` returns true for (app/eval_items.h).
+    // Throws Error{kInput} for what cannot be used, unless that is to be left out (--skip-bad-items) and counted.
+    [[nodiscard]] std::vector<EvalJson> records(const std::string& path, int64_t limit = 0);
+    void read(const std::string& path, int64_t limit, const std::function<bool(const EvalJson& record)>& take);
 
     [[nodiscard]] const OpenModel& model() const { return model_; }
     [[nodiscard]] const Tokenizer& tokenizer() const { return *model_.tokenizer(); }
@@ -66,7 +64,7 @@ public:
     // Keeps a line of results; `item` numbers them.
     void record(int64_t item, EvalJson line) { lines_[item] = std::move(line); }
     // Writes what was recorded to --output, in the items' order, and prints `summary`: as JSON, or a line per key.
-    void report(const EvalJson& summary) const;
+    void report(EvalJson summary) const;
 
 private:
     struct Active {
@@ -83,6 +81,7 @@ private:
     std::unique_ptr<Engine> engine_;
     std::unordered_map<int64_t, Active> active_;
     std::map<int64_t, EvalJson> lines_;
+    int64_t skipped_ = 0;
 
     void take(TokenEvent& event);
 };

@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -90,12 +92,15 @@ void keep_top_k(std::vector<Candidate>& candidates, int64_t k) {
     candidates.resize(static_cast<size_t>(k));
 }
 
-// Sorts no more of the candidates than the answer needs: a few hundred of 129 280 as a rule.
+// Sorts no more of the candidates than the answer needs: a few hundred of 129 280 as a rule. The best one's logit is 0.
 void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
     if (top_p >= 1) return;
-    const auto weight = [&](const Candidate& c) { return std::exp(static_cast<double>(c.logit)); };
+    const auto weight = [&](const Candidate& c) { return static_cast<double>(std::exp(c.logit)); };
     double total = 0, sum = 0;
     for (const Candidate& c : candidates) total += weight(c);
+    // All candidates below this weigh less than 1 - top_p together, and the best alone weighs 1: the others suffice.
+    const double least = std::log((1 - top_p) / static_cast<double>(candidates.size())) - 1e-3;
+    std::erase_if(candidates, [&](const Candidate& c) { return static_cast<double>(c.logit) < least; });
     constexpr size_t kFirst = 256;
     for (size_t begin = 0, end = kFirst; begin < candidates.size(); begin = end, end *= 2) {
         end = std::min(end, candidates.size());
@@ -108,6 +113,39 @@ void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
             return;
         }
     }
+}
+
+// Draws in proportion to exp(logit): every token runs for a time of its own, exponentially distributed with that rate, and the
+// first to arrive is chosen (Gumbel's trick in another dress). A token's random number depends on nothing but (seed, stream,
+// step, id): two distributions that resemble each other mostly choose the same token, which is what makes a draft come true
+// (infer/speculative.cpp). One number for all, and sums over the tokens in some order, would shift every choice behind the
+// first difference. `best` has logit 0, all others at most that.
+int32_t draw(std::span<const Candidate> candidates, const Candidate& best, const Philox& philox, uint64_t step) {
+    std::array<uint32_t, 4> numbers{};
+    uint64_t block = ~uint64_t{0};
+    const auto number = [&](int32_t id) {
+        if (const uint64_t wanted = static_cast<uint64_t>(id) / 4; wanted != block) {
+            block = wanted;
+            numbers = philox((step << 32) | block);
+        }
+        return numbers[static_cast<size_t>(id) % 4];
+    };
+    // log(time) = log(-log(1 - v)) - logit, where v = (drawn + 1/2) / 2^32.
+    const auto log_time = [](uint32_t drawn, float logit) {
+        return std::log(-std::log1p(-(static_cast<double>(drawn) + 0.5) * 0x1p-32)) - static_cast<double>(logit);
+    };
+    int32_t first = best.id;
+    double least = log_time(number(best.id), best.logit);
+    for (const Candidate& c : candidates) {
+        // -log(1 - v) >= v >= 2^-(1 + leading zeros), which turns nearly all of them away without a logarithm.
+        const double bound = least + static_cast<double>(c.logit);
+        if (-33 * std::numbers::ln2 >= bound) continue;
+        const uint32_t own = number(c.id);
+        if (-(1 + std::countl_zero(own)) * std::numbers::ln2 >= bound) continue;
+        const double time = log_time(own, c.logit);
+        if (time < least || (time == least && c.id < first)) least = time, first = c.id;
+    }
+    return first;
 }
 
 }  // namespace
@@ -148,14 +186,7 @@ Sample sample(std::span<const float> logits, const SamplingParams& params, const
     keep_top_k(candidates, params.top_k);
     keep_top_p(candidates, params.top_p);
 
-    double total = 0;
-    for (const Candidate& c : candidates) total += std::exp(static_cast<double>(c.logit));
-    double left = Philox{params.seed, stream}.uniform(step) * total;
-    for (const Candidate& c : candidates) {
-        left -= std::exp(static_cast<double>(c.logit));
-        if (left < 0) return chosen(c.id);
-    }
-    return chosen(best.id);  // rounding left a crumb behind the last candidate
+    return chosen(draw(candidates, {0, best.id}, Philox{params.seed, stream}, step));
 }
 
 TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int64_t count) {

@@ -45,8 +45,9 @@ struct SampleHistory {
     int64_t prompt_length = 0;
 };
 
-// A pure function of its arguments: the random number is Philox(seed, stream)[step], so a request's tokens depend neither on
-// its neighbours in the batch nor on the time of day. Never returns an id >= vocab_limit (rows that only pad the matrix), nor
+// A pure function of its arguments: every token has a random number of its own, Philox(seed, stream) at (step, id), so what a
+// request says depends neither on its neighbours in the batch nor on the time of day, and on logits that differ a little it
+// mostly says the same. Never returns an id >= vocab_limit (rows that only pad the matrix), nor
 // one outside `mask` unless that is empty. Throws Error{kInput} when the logits hold NaN or no finite value, or when no token
 // is allowed.
 [[nodiscard]] Sample sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history,

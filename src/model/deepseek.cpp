@@ -9,6 +9,13 @@
 namespace fathom {
 namespace {
 
+// How many ids a module guesses among: tokenizers number what is frequent first. A multiple of 128, so that no quantized block
+// of the head's rows is cut; all of a vocabulary below 4096, whose head is small anyway.
+int64_t guessed_ids(int64_t vocab_size) {
+    constexpr int64_t kShare = 4, kRows = 128, kSmall = 4096;
+    return vocab_size < kSmall ? vocab_size : (vocab_size / kShare + kRows - 1) / kRows * kRows;
+}
+
 std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer); }
 
 Attention make_attention(const ModelConfig& c) {
@@ -157,8 +164,16 @@ Tensor DeepSeek::mtp_forward(Context& cx, int64_t depth, const Tensor& hidden, c
                            keep ? &saved->mtp[k] : nullptr);
 }
 
+// Of a large vocabulary a quarter is enough: on models/stories a guess among it comes true 0.85 times instead of 0.91, and a
+// step costs 1.56 plain ones instead of 1.84 (docs/performance.md).
 Tensor DeepSeek::mtp_logits(Context& cx, int64_t depth, const Tensor& y) const {
-    return logits(cx, mtp_[static_cast<size_t>(depth)].output(cx, y));
+    const Tensor hidden = mtp_[static_cast<size_t>(depth)].output(cx, y);
+    const int64_t ids = guessed_ids(config_.vocab_size);
+    if (ids == config_.vocab_size) return logits(cx, hidden);
+    const Tensor some = cx.empty_precise({y.dim(0), ids});
+    const Linear& head = config_.tied_head() ? embed_tokens_ : lm_head_;
+    cx.ops.matmul(some, hidden, head.weight.weight.rows(0, ids));
+    return some;
 }
 
 void DeepSeek::mtp_loss_and_gradient(Context& cx, const Tensor& loss, const Tensor& dhidden,

@@ -55,6 +55,7 @@ public:
     // MTP module `depth` (0-based) on the state one depth earlier; tokens_ahead [n] i32 = the token depth + 1 further on.
     [[nodiscard]] Tensor mtp_forward(Context& cx, int64_t depth, const Tensor& hidden, const Tensor& tokens_ahead,
                                      const Batch& batch, const CacheView* cache, Saved* saved) const;
+    // [n, vocab]; of a vocabulary of 4096 ids or more the first quarter only (to whole 128): what a guess is chosen from.
     [[nodiscard]] Tensor mtp_logits(Context& cx, int64_t depth, const Tensor& y) const;
     // Training: the losses of all modules at weight `scale` each, from targets shifted by 1 + k: targets[k] [n] i32,
     // tokens_ahead[k] [n]. Writes loss [depths, n], adds the gradient of scale * sum to dhidden [n, hidden_size].

@@ -8,6 +8,9 @@ namespace {
 
 constexpr double kDecay = 0.98;      // per batch: about the last fifty count
 constexpr int64_t kLeastPrompt = 8;  // rows of prompts that every batch may have
+// What is expected is a mean: planned up to the objective itself, half of the answers would miss it (on a disturbed machine the
+// median was 0.99 of the objective and the 99th percentile 1.27).
+constexpr double kPlanned = 0.8;
 
 }  // namespace
 
@@ -50,7 +53,7 @@ int64_t StepTime::rows_within(double seconds) const {
 
 BatchLimits limits_within(const StepTime& time, double tpot, const Engine::Load& load, const BatchLimits& most) {
     if (tpot <= 0 || load.decoding == 0) return most;  // nobody waits for a next token
-    const int64_t rows = time.rows_within(tpot);
+    const int64_t rows = time.rows_within(kPlanned * tpot);
     return {std::min(std::max(rows, load.decoding + kLeastPrompt), most.rows), std::clamp<int64_t>(rows, 1, most.sequences)};
 }
 

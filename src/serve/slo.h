@@ -36,8 +36,9 @@ struct BatchLimits {
     bool operator==(const BatchLimits&) const = default;
 };
 
-// What the next batch may hold: as much as `most` while that is expected to take no longer than `tpot`. Answers under way are
-// never cut off, and prompts go on a little at a time even when there is no time left: those who wait would wait for ever.
+// What the next batch may hold: as much as `most` while that is expected to take no longer than four fifths of `tpot`. Answers
+// under way are never cut off, and prompts go on a little at a time even when there is no time left: those who wait would wait
+// for ever.
 [[nodiscard]] BatchLimits limits_within(const StepTime& time, double tpot, const Engine::Load& load, const BatchLimits& most);
 
 // Seconds until a prompt of `tokens` that came now would have its first token, behind all who are here already: their prompts

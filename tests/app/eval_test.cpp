@@ -1,6 +1,7 @@
 // The tasks of fathom eval: how items are read, and whole runs of the bundled model on items whose outcome is known.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 
 #include "app/eval_choice.h"
 #include "app/eval_context.h"
+#include "app/eval_items.h"
 #include "base/error.h"
 #include "base/file.h"
 
@@ -50,6 +52,58 @@ TEST(EvalChoice, BrokenItemsAreRefused) {
           Json{{"question", "x"}, {"options", {"a", "b"}}, {"answer", "F"}}, Json{{"query", "x"}}, Json::object()}) {
         EXPECT_THROW((void)read_choice(record, " "), Error) << record;
     }
+}
+
+class ItemLines : public ::testing::Test {
+protected:
+    fs::path path_ = fs::temp_directory_path() / ("fathom-items-" + std::to_string(::getpid()) + ".jsonl");
+
+    void TearDown() override { fs::remove(path_); }
+    int64_t read(const std::string& text, bool skip_bad, std::vector<ChoiceItem>& items, int64_t limit = 0) const {
+        write_text_atomically(path_, text);
+        return read_items({path_, limit, skip_bad}, [&](const Json& record) {
+            items.push_back(read_choice(record, " "));
+            return true;
+        });
+    }
+    [[nodiscard]] std::string refusal(const std::string& text) const {
+        std::vector<ChoiceItem> items;
+        try {
+            (void)read(text, false, items);
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "";
+    }
+};
+
+constexpr const char* kGoodItem = R"({"question": "?", "options": ["x", "y"], "answer": "A"})";
+
+// Line 86 of MMLU's STEM part holds a bare NaN.
+TEST_F(ItemLines, WhatCannotBeUsedIsNamedByFileLineAndField) {
+    const std::string nan = refusal(std::string(kGoodItem) + "\n\n" + R"({"question": "k!", "options": [NaN, "One"]})" + "\n");
+    EXPECT_NE(nan.find(path_.string() + ":3: "), std::string::npos) << nan;
+    EXPECT_NE(nan.find("in the field \"options\""), std::string::npos) << nan;
+    EXPECT_NE(nan.find("NaN and Infinity"), std::string::npos) << nan;
+    EXPECT_NE(nan.find("--skip-bad-items"), std::string::npos) << nan;
+    const std::string cut = refusal(R"({"question": "k!", "answer": {"a)");
+    EXPECT_NE(cut.find(":1: no JSON at byte "), std::string::npos) << cut;
+    EXPECT_NE(cut.find("in the field \"answer\""), std::string::npos) << cut;
+    EXPECT_EQ(cut.find("NaN"), std::string::npos) << cut;
+    EXPECT_NE(refusal("[1]").find(":1: not a JSON object"), std::string::npos);
+    EXPECT_NE(refusal(R"({"question": "?", "options": ["x", "y"], "answer": "Q"})").find(":1: an item of"), std::string::npos);
+    EXPECT_NE(refusal("\n").find("holds no items"), std::string::npos);
+}
+
+TEST_F(ItemLines, BadOnesCanBeLeftOutAndAreCounted) {
+    std::vector<ChoiceItem> items;
+    const std::string text = std::string("{\"a\": NaN}\n") + kGoodItem + "\n{\n" + kGoodItem + "\n" + kGoodItem + "\n";
+    EXPECT_EQ(read(text, true, items), 2);
+    EXPECT_EQ(items.size(), 3u);
+    items.clear();
+    EXPECT_EQ(read(text, true, items, 1), 1);  // the second bad line is behind the limit
+    EXPECT_EQ(items.size(), 1u);
+    EXPECT_THROW((void)read("{\n", true, items), Error);  // nothing is left
 }
 
 TEST(EvalNeedle, ANeedleIsAParagraphAtTheBoundaryNearestToItsDepth) {

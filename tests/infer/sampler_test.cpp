@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "base/error.h"
+#include "base/rng.h"
 
 namespace fathom {
 namespace {
@@ -138,6 +140,48 @@ TEST(Sampler, EqualArgumentsGiveEqualTokensAndStreamsDiffer) {
         differ += draw(1, 2) != draw(2, 2) ? 1 : 0;
     }
     EXPECT_GT(differ, 180);  // 2 x 100 x 63/64 expected
+}
+
+// What speculation lives on. Of two draws from p and q that use the same numbers, at least (1 - TV) / (1 + TV) agree, where TV
+// is half of the sum of |p - q|; independent ones agree in the sum of p q only.
+TEST(Sampler, DrawsFromDistributionsThatResembleEachOtherMostlyAgree) {
+    constexpr int kIds = 300;
+    const Philox noise{7, 0};
+    std::vector<double> a, b;
+    for (uint64_t i = 0; i < kIds; ++i) {
+        a.push_back(2 * noise.normal(i));
+        b.push_back(a.back() + 0.5 * noise.normal(kIds + i));
+    }
+    const std::vector<float> first(a.begin(), a.end()), second(b.begin(), b.end());
+    for (const double top_p : {1.0, 0.9}) {
+        int agree = 0;
+        for (uint64_t step = 0; step < kDraws; ++step) {
+            const SamplingParams params{.top_p = top_p, .seed = 3};
+            agree += sample(first, params, {}, 0, step, kIds).token == sample(second, params, {}, 0, step, kIds).token ? 1 : 0;
+        }
+        const auto p = softmax(a), q = softmax(b);
+        double distance = 0, independent = 0;
+        for (size_t i = 0; i < p.size(); ++i) distance += std::abs(p[i] - q[i]) / 2, independent += p[i] * q[i];
+        EXPECT_GT(agree, 0.95 * kDraws * (1 - distance) / (1 + distance));  // top-p moves both a little
+        EXPECT_GT(agree, 3 * kDraws * independent);
+    }
+}
+
+TEST(Sampler, TopPNeverLeavesTheSmallestSetOfALongTail) {
+    const Philox noise{11, 0};
+    std::vector<float> logits(5000);
+    for (uint64_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(3 * noise.normal(i));
+    const auto p = softmax({logits.begin(), logits.end()});
+    std::vector<double> sorted = p;
+    std::ranges::sort(sorted, std::greater());
+    double sum = 0, least = 0;
+    for (size_t i = 0; sum < 0.9; ++i) sum += least = sorted[i];
+    double lowest = 1;
+    for (uint64_t step = 0; step < 4000; ++step) {
+        lowest = std::min(lowest, p[static_cast<size_t>(sample(logits, {.top_p = 0.9}, {}, 0, step, 5000).token)]);
+    }
+    EXPECT_GE(lowest, least * (1 - 1e-6));
+    EXPECT_LT(lowest, least * 1.5);  // comes near its end: there are hundreds of tokens of about this probability
 }
 
 TEST(Sampler, NanAndInfiniteLogitsAreReported) {

@@ -45,14 +45,15 @@ StepTime linear() {
 }
 
 TEST(Slo, BatchesShrinkToWhatTheObjectiveAllows) {
+    constexpr double kObjective = 0.0265;  // four fifths of it are a batch of 40 rows, and a little
     const BatchLimits most{512, 256};
     Engine::Load load{.running = 10, .decoding = 8};
     EXPECT_EQ(limits_within(linear(), 0, load, most), most);
-    EXPECT_EQ(limits_within(linear(), 0.0212, load, most), (BatchLimits{40, 40}));
+    EXPECT_EQ(limits_within(linear(), kObjective, load, most), (BatchLimits{40, 40}));
     load.decoding = 60;  // nobody is cut off, prompts go on a little, and nobody new begins
-    EXPECT_EQ(limits_within(linear(), 0.0212, load, most), (BatchLimits{68, 40}));
+    EXPECT_EQ(limits_within(linear(), kObjective, load, most), (BatchLimits{68, 40}));
     load.decoding = 0;  // prompts alone hold nobody up
-    EXPECT_EQ(limits_within(linear(), 0.0212, load, most), most);
+    EXPECT_EQ(limits_within(linear(), kObjective, load, most), most);
     EXPECT_EQ(limits_within(StepTime(), 0.001, {.running = 4, .decoding = 4}, most), most);
 }
 
