@@ -60,10 +60,12 @@ enum class Scheme : uint8_t {
     kPanels,    // a layout of one back end, made by Ops::pack
 };
 
-// A matrix [out, in] as it is stored. Only matmul, pack and the codecs look at the scheme.
+// A matrix [out, in] as it is stored, a cache's pages among them. Only products, pack, the cache's ops and the codecs look at
+// the scheme.
 struct Weight {
-    Tensor codes;  // kPlain, kFp8Block: [out, in]; kBlocks: U8 [out, bytes of a row]; kPanels: U8 [out / 16, bytes of 16 rows];
-                   // kGroups: I8 [out, in], or U8 [out, in / 2] with the even column in the low nibble
+    Tensor codes;  // kPlain, kFp8Block: [out, in]; kBlocks: U8 [out, bytes of a row]; kPanels: U8 [out / 16, bytes of 16 rows],
+                   // with block kNone BF16 or F16 [out / 16, 16 in]; kGroups: I8 [out, in], or U8 [out, in / 2] with the even
+                   // column in the low nibble
     Tensor scales;  // kFp8Block: [ceil(out/128), ceil(in/128)] f32; kGroups: [out, groups] f32, f16 or bf16; else absent
     Tensor zeros;   // kGroups: [out, groups] U8, or absent: 8 for nibbles, 0 for I8
     Scheme scheme = Scheme::kPlain;
