@@ -27,7 +27,7 @@ void multiply(const PanelTile& tile, uint8_t* /*scratch*/) {
         const uint8_t* from = tile.panels + panel * tile.panel_bytes;
         for (int64_t i = 0; i < tile.rows; ++i) std::fill_n(tile.y + i * tile.y_row + panel * kPanelLanes, kPanelLanes, 0.0f);
         for (int64_t s = 0; s < tile.steps; ++s) {
-            unpack_step(step, tile.type, from, tile.steps, s);
+            unpack_step(step, tile.type, from, s);
             for (int64_t i = 0; i < tile.rows; ++i)
                 multiply_row(tile.y + i * tile.y_row + panel * kPanelLanes, step, traits,
                              tile.q + (i * tile.steps + s) * kPanelStep, tile.factors[i * tile.steps + s]);

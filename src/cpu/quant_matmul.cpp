@@ -142,7 +142,7 @@ void decode_panel_rows(float* y, int64_t stride, const Weight& w, int64_t panel,
     const auto* from = w.codes.as<const uint8_t>() + panel * w.codes.stride[0];
     PanelStep step;
     for (int64_t s = 0; s < steps; ++s) {
-        unpack_step(step, w.block, from, steps, s);
+        unpack_step(step, w.block, from, s);
         for (int64_t r = first; r < last; ++r)
             for (int64_t k = 0; k < kPanelStep; ++k)
                 y[(r - first) * stride + s * kPanelStep + k] =

@@ -134,52 +134,50 @@ uint8_t min_byte(const uint8_t* block, int64_t g) {
     return static_cast<uint8_t>(g < 4 ? s[g + 4] & 63 : six_bits(s[g + 4] >> 4, s[g] >> 6));
 }
 
-// The factors of one block of the file, lane r.
+// The factors of one block of the file, lane r, to the block of a panel that begins at `to`.
 void put_factors(BlockType type, uint8_t* to, const uint8_t* block, int64_t r) {
     const PanelTraits traits = panel_traits(type);
+    const int64_t groups = traits.groups_per_step();
+    uint8_t* scales = to + traits.half_bytes() + traits.code_bytes() + r;
     if (traits.factors == PanelFactors::kE8m0) {
-        to[r] = block[0];
+        *scales = block[0];
         return;
     }
     std::memcpy(to + 2 * r, block + traits.d_at, 2);
     if (traits.has_offset()) std::memcpy(to + 2 * kPanelLanes + 2 * r, block + traits.d_at + 2, 2);
     if (traits.factors == PanelFactors::kHalf || traits.factors == PanelFactors::kHalfMin) return;
-    const int64_t groups = traits.groups();
-    uint8_t* const scales = to + traits.half_bytes() + r;
-    for (int64_t g = 0; g < groups; ++g) {
-        scales[kPanelLanes * g] = scale_byte(type, block, g);
-        if (traits.factors == PanelFactors::kScaleMin) scales[kPanelLanes * (groups + g)] = min_byte(block, g);
-    }
+    for (int64_t g = 0; g < traits.steps * groups; scales += traits.step_bytes())
+        for (int64_t i = 0; i < groups; ++i, ++g) {
+            scales[kPanelLanes * i] = scale_byte(type, block, g);
+            if (traits.factors == PanelFactors::kScaleMin) scales[kPanelLanes * (groups + i)] = min_byte(block, g);
+        }
 }
 
-// Group g of a block, lane r.
-void get_factors(float& scale, float& offset, BlockType type, const uint8_t* from, int64_t g, int64_t r) {
+// Group g of a step, lane r: `halves` begin its block, `scales` are the step's, lane r.
+void get_factors(float& scale, float& offset, BlockType type, const uint8_t* halves, const uint8_t* scales, int64_t g,
+                 int64_t r) {
+    using enum PanelFactors;
     const PanelTraits traits = panel_traits(type);
-    const uint8_t* const scales = from + traits.half_bytes() + kPanelLanes * g + r;
-    offset = -0.0f;                               // x + -0 is x
-    if (traits.factors == PanelFactors::kE8m0) {  // e < 2 gives subnormal numbers
-        scale = std::bit_cast<float>(*scales < 2 ? uint32_t{0x00200000} << *scales : static_cast<uint32_t>(*scales - 1) << 23);
-        return;
-    }
-    const float d = half_at(from + 2 * r), m = traits.has_offset() ? half_at(from + 2 * kPanelLanes + 2 * r) : 0.0f;
-    const int64_t groups = traits.groups();
+    const float d = traits.factors == kE8m0 ? 1.0f : half_at(halves + 2 * r);
+    const float m = traits.has_offset() ? half_at(halves + 2 * kPanelLanes + 2 * r) : 0.0f;
+    scale = d;
+    offset = traits.has_offset() ? m : -0.0f;  // x + -0 is x
+    if (traits.factors == kHalf || traits.factors == kHalfMin) return;
+    const int code = scales[kPanelLanes * g];
     switch (traits.factors) {
-        case PanelFactors::kHalfMin:
-            offset = m;
-            [[fallthrough]];
-        case PanelFactors::kHalf:
-            scale = d;
+        case kE8m0:  // code < 2 gives subnormal numbers
+            scale = std::bit_cast<float>(code < 2 ? uint32_t{0x00200000} << code : static_cast<uint32_t>(code - 1) << 23);
             return;
-        case PanelFactors::kSigned:
-            scale = d * static_cast<float>(static_cast<int8_t>(*scales));
+        case kSigned:
+            scale = d * static_cast<float>(static_cast<int8_t>(code));
             return;
-        case PanelFactors::kNibbleMin:
-            scale = d * static_cast<float>(*scales & 15);
-            offset = -(m * static_cast<float>(*scales >> 4));
+        case kNibbleMin:
+            scale = d * static_cast<float>(code & 15);
+            offset = -(m * static_cast<float>(code >> 4));
             return;
         default:
-            scale = d * static_cast<float>(*scales);
-            offset = -(m * static_cast<float>(scales[kPanelLanes * groups]));
+            scale = d * static_cast<float>(code);
+            offset = -(m * static_cast<float>(scales[kPanelLanes * (traits.groups_per_step() + g)]));
     }
 }
 
@@ -187,20 +185,21 @@ void get_factors(float& scale, float& offset, BlockType type, const uint8_t* fro
 
 // Lane r of all blocks.
 template <BlockType T>
-void pack_lane(uint8_t* codes, uint8_t* factors, const uint8_t* block, int64_t blocks, int64_t r) {
+void pack_lane(uint8_t* to, const uint8_t* block, int64_t blocks, int64_t r) {
     constexpr PanelTraits kTraits = panel_traits(T);
     const int64_t bytes = traits_of(T).bytes;
-    for (; blocks > 0; --blocks, block += bytes, factors += kTraits.factor_bytes()) {
-        put_factors(T, factors, block, r);
-        for (int64_t i = 0; i < kTraits.steps * kPanelStep; codes += kTraits.step_bytes()) {
+    for (; blocks > 0; --blocks, block += bytes, to += kTraits.block_bytes()) {
+        put_factors(T, to, block, r);
+        uint8_t* step = to + kTraits.half_bytes();
+        for (int64_t i = 0; i < kTraits.steps * kPanelStep; step += kTraits.step_bytes()) {
             uint32_t four[kQuads];
 #pragma GCC unroll 8
             for (int64_t q = 0; q < kQuads; ++q, i += 4) four[q] = four_codes<T>(block, i);
-            put_step<kTraits.bits>(codes, r, four);
+            put_step<kTraits.bits>(step, r, four);
         }
     }
 }
-using PackLane = void (*)(uint8_t* codes, uint8_t* factors, const uint8_t* block, int64_t blocks, int64_t r);
+using PackLane = void (*)(uint8_t* to, const uint8_t* block, int64_t blocks, int64_t r);
 template <size_t... I>
 constexpr std::array<PackLane, sizeof...(I)> make_lanes(std::index_sequence<I...>) {
     return {&pack_lane<static_cast<BlockType>(I + 1)>...};
@@ -218,28 +217,28 @@ void pack_panel(uint8_t* to, const Weight& w, int64_t panel) {
     const PanelTraits traits = panel_traits(w.block);
     check(traits.block_bytes() == block.panel_bytes && traits.steps * kPanelStep == block.elements,
           "pack_panel: the traits of a block type disagree");
-    const int64_t blocks = w.codes.dim(1) / block.bytes, codes = blocks * traits.steps * traits.step_bytes();
+    const int64_t blocks = w.codes.dim(1) / block.bytes;
     std::memset(to, 0, static_cast<size_t>(blocks * block.panel_bytes));
     for (int64_t r = 0; r < kPanelLanes; ++r) {
         const auto* row = w.codes.as<const uint8_t>() + (panel * kPanelLanes + r) * w.codes.stride[0];
-        kPackLanes[static_cast<size_t>(w.block) - 1](to, to + codes, row, blocks, r);
+        kPackLanes[static_cast<size_t>(w.block) - 1](to, row, blocks, r);
     }
 }
 
-void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t steps, int64_t step) {
+void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step) {
     const PanelTraits traits = panel_traits(type);
     const PanelTable table = table_of(type);
-    const uint8_t* codes = panel + step * traits.step_bytes();
-    const uint8_t* factors = panel + steps * traits.step_bytes() + step / traits.steps * traits.factor_bytes();
+    const uint8_t* const halves = panel + step / traits.steps * traits.block_bytes();
+    const uint8_t* const codes = halves + traits.half_bytes() + step % traits.steps * traits.step_bytes();
     for (int64_t k = 0; k < kPanelStep; ++k)
         for (int64_t r = 0; r < kPanelLanes; ++r) {
             const int code = get_code(codes, traits.bits, k, r);
             out.code[k][r] = static_cast<int16_t>((traits.table ? table.value[code] : code) - traits.zero);
         }
-    for (const int64_t half : {0, 1}) {
-        const int64_t in_block = step % traits.steps, g = traits.half_groups ? 2 * in_block + half : in_block;
-        for (int64_t r = 0; r < kPanelLanes; ++r) get_factors(out.scale[half][r], out.offset[half][r], type, factors, g, r);
-    }
+    for (const int64_t half : {0, 1})
+        for (int64_t r = 0; r < kPanelLanes; ++r)
+            get_factors(out.scale[half][r], out.offset[half][r], type, halves, codes + traits.code_bytes() + r,
+                        traits.half_groups ? half : 0, r);
 }
 
 }  // namespace fathom

@@ -1,15 +1,15 @@
 // Panels: quantized weights in the order in which the CPU multiplies them. 16 rows stand side by side, so that lanes run over
 // output columns (docs/decisions/001) and one row of activations is broadcast, four bytes at a time, against them.
 //
-// A panel holds 16 rows of all blocks: first the codes of every step of 32 columns, then the factors of every block.
+// A panel holds the blocks of 16 rows in the order in which they are met, one stream of bytes: any second one (the factors
+// behind all codes, or two panels at a time) halves what the hardware's prefetch brings (docs/performance.md).
+//   a block           16 halves d, where the type has a minimum 16 halves m, then its steps of 32 columns
+//   a step            its codes, then the scales of its groups of columns, a byte each (PanelFactors)
 //   codes of a step   unsigned, in eight quads: quad q, place 4 r + j is column 4 q + j of row r. 64 bytes for each bit:
 //                       8 bits   a byte each, quad after quad
 //                       4 to 6   quad 2 v in the low and quad 2 v + 1 in the high nibbles of vector v of 64 bytes, then the
-//                       bits
-//                                above: one as a mask of 64 bits a quad, or two as for
+//                                bits above: one as a mask of 64 bits a quad, or two as for
 //                       2, 3     quad 4 h + j in bits 2 j of vector h; the third bit as a mask of 64 bits a quad
-//   factors of a block  16 halves d, where the type has a minimum 16 halves m, then the scales of each group of columns, a byte
-//                       each (PanelFactors)
 // A row takes the bytes of the file, but for 6-bit scales, which have 8 bits here (Q4_K: 148 bytes a block instead of 144).
 #pragma once
 
@@ -28,7 +28,7 @@ enum class PanelFactors : uint8_t {
     kHalfMin,    // scale d, offset m
     kE8m0,       // scale 2^(byte - 128); no halves
     kSigned,     // scale d s, s a signed byte per group
-    kScaleMin,   // scale d s, offset -(m t): the s of all groups, then the t of all groups
+    kScaleMin,   // scale d s, offset -(m t): the s of the step's groups, then their t
     kNibbleMin,  // the same, s and t the low and high nibble of one byte
 };
 
@@ -42,21 +42,20 @@ struct PanelTraits {
     int64_t d_at;      // in a block of the file: where d stands, and behind it m
     int64_t codes_at;  // where its codes begin, or their low bits
 
-    [[nodiscard]] constexpr int64_t step_bytes() const { return 64 * bits; }
+    [[nodiscard]] constexpr int64_t code_bytes() const { return 64 * bits; }  // of a step
     [[nodiscard]] constexpr int64_t groups_per_step() const { return half_groups ? 2 : 1; }
     [[nodiscard]] constexpr bool has_offset() const {
         return factors == PanelFactors::kHalfMin || factors == PanelFactors::kScaleMin || factors == PanelFactors::kNibbleMin;
     }
-    // Bytes before the scales of groups.
+    // Bytes before a block's steps.
     [[nodiscard]] constexpr int64_t half_bytes() const {
         return factors == PanelFactors::kE8m0 ? 0 : has_offset() ? 4 * kPanelLanes : 2 * kPanelLanes;
     }
-    [[nodiscard]] constexpr int64_t groups() const { return steps * groups_per_step(); }  // of a block
-    [[nodiscard]] constexpr int64_t factor_bytes() const {                                // of a block
+    [[nodiscard]] constexpr int64_t step_bytes() const {
         const bool scales = factors != PanelFactors::kHalf && factors != PanelFactors::kHalfMin;
-        return half_bytes() + (scales ? kPanelLanes * groups() * (factors == PanelFactors::kScaleMin ? 2 : 1) : 0);
+        return code_bytes() + (scales ? kPanelLanes * groups_per_step() * (factors == PanelFactors::kScaleMin ? 2 : 1) : 0);
     }
-    [[nodiscard]] constexpr int64_t block_bytes() const { return steps * step_bytes() + factor_bytes(); }  // of 16 rows
+    [[nodiscard]] constexpr int64_t block_bytes() const { return half_bytes() + steps * step_bytes(); }  // of 16 rows
 };
 
 [[nodiscard]] constexpr PanelTraits panel_traits(BlockType type) {
@@ -112,7 +111,7 @@ struct PanelStep {
     float scale[2][kPanelLanes];
     float offset[2][kPanelLanes];
 };
-// `panel`: its first byte; `steps`: of a row.
-void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t steps, int64_t step);
+// `panel`: its first byte.
+void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step);
 
 }  // namespace fathom

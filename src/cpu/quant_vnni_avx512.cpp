@@ -13,7 +13,6 @@ namespace fathom {
 namespace {
 
 constexpr int kMaxRows = 12;
-constexpr int64_t kAhead = 4096;                          // bytes
 constexpr int64_t kCodes = kPanelStep * kPanelLanes;      // of an unpacked step
 constexpr int64_t kFloats = kPanelLanes * sizeof(float);  // bytes of one factor of each lane
 
@@ -78,87 +77,86 @@ Quads pair(const uint8_t* codes) {
     return x;
 }
 
-// The scale of group g of a block.
+// The scale of group g of a step; d: of its block, `scales`: of the step.
 template <BlockType T>
-__m512 scale_of(const uint8_t* factors, int64_t g) {
+__m512 scale_of(__m512 d, const uint8_t* scales, int g) {
     constexpr PanelFactors kKind = kTraits<T>.factors;
-    const uint8_t* const scales = factors + kTraits<T>.half_bytes() + kPanelLanes * g;
+    if constexpr (kKind == PanelFactors::kHalf || kKind == PanelFactors::kHalfMin) return d;
+    const __m128i codes = bytes(scales + kPanelLanes * g);
     if constexpr (kKind == PanelFactors::kE8m0) {  // 2^(e - 128); e < 2 gives subnormal numbers
-        const __m512i e = _mm512_cvtepu8_epi32(bytes(scales)), one = _mm512_set1_epi32(1);
+        const __m512i e = _mm512_cvtepu8_epi32(codes), one = _mm512_set1_epi32(1);
         const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, one), 23);
         const __m512i small = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
         return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, _mm512_cmple_epu32_mask(e, one), small));
-    } else if constexpr (kKind == PanelFactors::kHalf || kKind == PanelFactors::kHalfMin) {
-        return halves(factors);
-    } else if constexpr (kKind == PanelFactors::kSigned) {
-        return _mm512_mul_ps(halves(factors), signed_numbers(bytes(scales)));
-    } else if constexpr (kKind == PanelFactors::kNibbleMin) {
-        return _mm512_mul_ps(halves(factors), unsigned_numbers(_mm_and_si128(bytes(scales), _mm_set1_epi8(15))));
-    } else {
-        return _mm512_mul_ps(halves(factors), unsigned_numbers(bytes(scales)));
     }
+    if constexpr (kKind == PanelFactors::kSigned) return _mm512_mul_ps(d, signed_numbers(codes));
+    if constexpr (kKind == PanelFactors::kNibbleMin)
+        return _mm512_mul_ps(d, unsigned_numbers(_mm_and_si128(codes, _mm_set1_epi8(15))));
+    return _mm512_mul_ps(d, unsigned_numbers(codes));
 }
 
-// The offset of group g of a block, of types that have one.
+// The offset of group g of a step, of types that have one.
 template <BlockType T>
-__m512 offset_of(const uint8_t* factors, int64_t g) {
+__m512 offset_of(__m512 m, const uint8_t* scales, int g) {
     constexpr PanelFactors kKind = kTraits<T>.factors;
-    const __m512 m = halves(factors + 2 * kPanelLanes);
-    const uint8_t* const scales = factors + kTraits<T>.half_bytes() + kPanelLanes * g;
-    if constexpr (kKind == PanelFactors::kHalfMin) {
-        return m;
-    } else if constexpr (kKind == PanelFactors::kNibbleMin) {
-        const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes(scales), 4), _mm_set1_epi8(15));
+    if constexpr (kKind == PanelFactors::kHalfMin) return m;
+    if constexpr (kKind == PanelFactors::kNibbleMin) {
+        const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes(scales + kPanelLanes * g), 4), _mm_set1_epi8(15));
         return negative(_mm512_mul_ps(m, unsigned_numbers(high)));
-    } else {
-        return negative(_mm512_mul_ps(m, unsigned_numbers(bytes(scales + kPanelLanes * kTraits<T>.groups()))));
     }
+    return negative(_mm512_mul_ps(m, unsigned_numbers(bytes(scales + kPanelLanes * (kTraits<T>.groups_per_step() + g)))));
 }
 
 // ---- a step of a panel: as it is packed, or unpacked ---------------------------------------------------------------------
 
+// One after the other, each opened before it is looked at. Nothing here fetches ahead: one stream is what the hardware's own
+// prefetch keeps up with, and asking for lines 2 to 8 KB ahead took 34 GB/s to as little as 18.
 template <BlockType T>
 class PackedSteps {
 public:
-    static constexpr bool kHalfGroups = kTraits<T>.half_groups, kHasOffset = kTraits<T>.has_offset(), kFromMemory = true;
-    static constexpr int64_t kBytes = kTraits<T>.step_bytes();
+    static constexpr bool kHalfGroups = kTraits<T>.half_groups, kHasOffset = kTraits<T>.has_offset();
 
-    PackedSteps(const uint8_t* panel, int64_t steps) : codes_(panel), factors_(panel + steps * kBytes) {}
+    explicit PackedSteps(const uint8_t* panel) : at_(panel) {}
+    [[gnu::always_inline]] inline void open() {
+        if (in_block_ != 0) return;
+        if constexpr (kTraits<T>.half_bytes() > 0) d_ = halves(at_);
+        if constexpr (kHasOffset) m_ = halves(at_ + 2 * kPanelLanes);
+        at_ += kTraits<T>.half_bytes();
+    }
+    [[gnu::always_inline]] inline void next() {
+        at_ += kTraits<T>.step_bytes();
+        in_block_ = in_block_ + 1 == kTraits<T>.steps ? 0 : in_block_ + 1;
+    }
     template <int v>
     [[nodiscard, gnu::always_inline]] inline Quads quads() const {
-        return pair<T, v>(codes_);
+        return pair<T, v>(at_);
     }
-    [[nodiscard]] __m512 scale(int group) const { return scale_of<T>(factors_, group_ + group); }
-    [[nodiscard]] __m512 offset(int group) const { return offset_of<T>(factors_, group_ + group); }
-    [[nodiscard]] const uint8_t* codes() const { return codes_; }
-    void next() {
-        codes_ += kBytes;
-        group_ += kTraits<T>.groups_per_step();
-        if (group_ < kTraits<T>.groups()) return;
-        group_ = 0;
-        factors_ += kTraits<T>.factor_bytes();
-    }
+    [[nodiscard, gnu::always_inline]] inline __m512 scale(int group) const { return scale_of<T>(d_, scales(), group); }
+    [[nodiscard, gnu::always_inline]] inline __m512 offset(int group) const { return offset_of<T>(m_, scales(), group); }
 
 private:
-    const uint8_t *codes_, *factors_;
-    int64_t group_ = 0;  // in the block
+    const uint8_t* at_;
+    int64_t in_block_ = 0;
+    __m512 d_ = _mm512_setzero_ps(), m_ = _mm512_setzero_ps();
+    [[nodiscard]] const uint8_t* scales() const { return at_ + kTraits<T>.code_bytes(); }
 };
 
 // Per step 512 codes, the scales of its groups, their offsets if there are any.
 template <bool HalfGroups, bool HasOffset>
 class UnpackedSteps {
 public:
-    static constexpr bool kHalfGroups = HalfGroups, kHasOffset = HasOffset, kFromMemory = false;
+    static constexpr bool kHalfGroups = HalfGroups, kHasOffset = HasOffset;
     static constexpr int64_t kGroups = HalfGroups ? 2 : 1, kBytes = kCodes + kFloats * kGroups * (HasOffset ? 2 : 1);
 
-    UnpackedSteps(const uint8_t* panel, int64_t /*steps*/) : at_(panel) {}
+    explicit UnpackedSteps(const uint8_t* panel) : at_(panel) {}
+    void open() {}
+    void next() { at_ += kBytes; }
     template <int v>
     [[nodiscard]] Quads quads() const {
         return {_mm512_load_si512(at_ + 128 * v), _mm512_load_si512(at_ + 128 * v + 64)};
     }
     [[nodiscard]] __m512 scale(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * group); }
     [[nodiscard]] __m512 offset(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * (kGroups + group)); }
-    void next() { at_ += kBytes; }
 
 private:
     const uint8_t* at_;
@@ -177,8 +175,9 @@ void unpack_quads(uint8_t* to, const S& step, std::integer_sequence<int, v...>) 
 
 template <BlockType T>
 void unpack_panel(uint8_t* to, const uint8_t* panel, int64_t steps) {
-    PackedSteps<T> from(panel, steps);
+    PackedSteps<T> from(panel);
     for (int64_t s = 0; s < steps; ++s, from.next(), to += Unpacked<T>::kBytes) {
+        from.open();
         unpack_quads(to, from, std::make_integer_sequence<int, 4>{});
         for (int group = 0; group < Unpacked<T>::kGroups; ++group) {
             _mm512_store_ps(to + kCodes + kFloats * group, from.scale(group));
@@ -210,7 +209,8 @@ template <int kFirst, class S, int R, int... i>
 // Group kGroup of a step times R rows. Places inside a step are template arguments: as a loop's variable they kept the
 // unpacking of codes from being inlined, which cost Q6_K a third; left to itself, the compiler calls add_pair as well.
 template <class S, int R, int kGroup>
-void add_group(__m512 (&y)[R], const S& step, const int8_t* q, const StepFactors* of_row, int64_t steps) {
+[[gnu::always_inline]] inline void add_group(__m512 (&y)[R], const S& step, const int8_t* q, const StepFactors* of_row,
+                                             int64_t steps) {
     constexpr int kVectors = S::kHalfGroups ? 2 : 4;
     __m512i sum[R];
 #pragma GCC unroll 12
@@ -229,49 +229,18 @@ void add_group(__m512 (&y)[R], const S& step, const int8_t* q, const StepFactors
     }
 }
 
-// From memory the hardware's own prefetch stops where a page ends. Into L1 instead of L2 was 5 % slower.
-template <class S>
-void fetch_ahead(const S& step) {
-#pragma GCC unroll 8
-    for (int64_t line = 0; line < S::kBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(step.codes() + kAhead + line), _MM_HINT_T1);
-}
-
-// One row times two panels: memory is read in two streams while the chains of sums of either wait for the other. Codes of 4
-// bits from memory 16.8 to 19 -> 20 to 22 GB/s; bytes lost 6 %.
-template <class S>
-void multiply_two_panels(const PanelTile& tile, const uint8_t* panel, int64_t panel_bytes, int64_t column) {
-    const int64_t steps = tile.steps;
-    const int8_t* q = tile.q;
-    const StepFactors* of_row = tile.factors;
-    S left(panel, steps), right(panel + panel_bytes, steps);
-    __m512 y_left[1] = {_mm512_setzero_ps()}, y_right[1] = {_mm512_setzero_ps()};
-    for (int64_t s = 0; s < steps; ++s, left.next(), right.next(), q += kPanelStep, ++of_row) {
-        fetch_ahead(left);
-        fetch_ahead(right);
-        add_group<S, 1, 0>(y_left, left, q, of_row, steps);
-        add_group<S, 1, 0>(y_right, right, q, of_row, steps);
-        if constexpr (S::kHalfGroups) {
-            add_group<S, 1, 1>(y_left, left, q, of_row, steps);
-            add_group<S, 1, 1>(y_right, right, q, of_row, steps);
-        }
-    }
-    _mm512_storeu_ps(tile.y + column, y_left[0]);
-    _mm512_storeu_ps(tile.y + column + kPanelLanes, y_right[0]);
-}
-
 // R rows from `row` on times one panel, whose columns of C begin at `column`.
 template <class S, int R>
 void multiply_rows(const PanelTile& tile, const uint8_t* panel, int64_t row, int64_t column) {
     const int64_t steps = tile.steps;
     const int8_t* q = tile.q + row * steps * kPanelStep;
     const StepFactors* of_row = tile.factors + row * steps;
-    S step(panel, steps);
+    S step(panel);
     __m512 y[R];
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) y[r] = _mm512_setzero_ps();
     for (int64_t s = 0; s < steps; ++s, step.next(), q += kPanelStep, ++of_row) {
-        if constexpr (S::kFromMemory && R <= 4) fetch_ahead(step);
+        step.open();
         add_group<S, R, 0>(y, step, q, of_row, steps);
         if constexpr (S::kHalfGroups) add_group<S, R, 1>(y, step, q, of_row, steps);
     }
@@ -292,10 +261,6 @@ constexpr auto kTable = make_table<S>(std::make_integer_sequence<int, kMaxRows>{
 // possible, equal within one; a sliver's rows stay in L1 while the panels pass, which come from L2.
 template <class S>
 void multiply_slivers(const PanelTile& tile, const uint8_t* panels, int64_t panel_bytes, int64_t first, int64_t count) {
-    if constexpr (S::kFromMemory && S::kBytes < kCodes) {
-        for (; tile.rows == 1 && count >= 2; count -= 2, first += 2, panels += 2 * panel_bytes)
-            multiply_two_panels<S>(tile, panels, panel_bytes, first * kPanelLanes);
-    }
     const int64_t slivers = (tile.rows + kMaxRows - 1) / kMaxRows;
     for (int64_t i = 0; i < slivers; ++i) {
         const int64_t row = tile.rows * i / slivers, end = tile.rows * (i + 1) / slivers;
