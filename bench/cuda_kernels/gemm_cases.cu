@@ -195,7 +195,7 @@ void fp8_case(const std::vector<int>& sizes, int out, int in, bool timed) {
     fill_random(w.as<fp8>(), groups * out * in, 2, 30.F);
     fill_random(xs.as<float>(), scale_row * (in / 128), 3);
     fill_random(ws.as<float>(), w_scales, 4);
-    const Fp8Scales scales{xs.as<float>(), scale_row, ws.as<float>()};
+    const Fp8Scales scales{xs.as<float>(), scale_row, ws.as<float>(), in / 128, (out + 127) / 128 * (in / 128)};
     if (timed) {
         const double ms = median_ms([&] { grouped_matmul_fp8(y.pointer, x.pointer, w.pointer, scales, g, nullptr); });
         const double flops = 2.0 * static_cast<double>(rows) * out * in;

@@ -63,7 +63,7 @@ Buffer CudaOps::allocate(int64_t bytes) {
 }
 
 void CudaOps::repeat(std::span<const int64_t> key, const std::function<void()>& ops) {
-    recorder_.repeat(key, workspace_.generation(), ops);
+    recorder_.repeat(key, workspace_.generation() + numbers_.generation(), ops);
 }
 
 // From pageable memory the call returns when the bytes have been staged, so that `host` may be reused at once.

@@ -107,6 +107,7 @@ private:
     bool deterministic_;
     cuda::Stream stream_;
     cuda::Workspace workspace_{stream_};
+    cuda::Workspace numbers_{stream_};  // of weights of few bits, for one product of workspace_
     cuda::FaultFlag fault_;
     cuda::Recorder recorder_{stream_};
 

@@ -46,7 +46,8 @@ void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& 
 struct Fp8Scales {
     const float* x = nullptr;  // [in / 128, x_row]: x_row >= rows, a multiple of 4
     int64_t x_row = 0;
-    const float* w = nullptr;  // [groups, ceil(out / 128), in / 128]
+    const float* w = nullptr;        // [groups, ceil(out / 128), in / 128]
+    int64_t w_row = 0, w_group = 0;  // elements from one row of blocks, and from one group, to the next
 };
 void grouped_matmul_fp8(void* y, const void* x, const void* w, const Fp8Scales& scales, const GroupedGemm& g,
                         cudaStream_t stream);

@@ -62,15 +62,15 @@ __device__ __forceinline__ void produce(Shared& shared, const Maps& maps, const 
     }
 }
 
-__device__ void consume(Shared& shared, const GemmParams& p, const float* w_scale, int rank) {
+__device__ void consume(Shared& shared, const GemmParams& p, const Fp8Scales& scales, int rank) {
     const int thread = static_cast<int>(threadIdx.x) - kWarpgroup, warpgroup = thread / kWarpgroup, warp = thread / kWarp;
     const int row = warpgroup * 64 + warp % 4 * 16;  // of this warp in the tile
-    const int k_blocks = p.k / kTileK, n_blocks = (p.n + kTileN - 1) / kTileN;
+    const int n_blocks = (p.n + kTileN - 1) / kTileN;
     Tiles tiles(shared.plan, p, rank);
     Ring<kStages> ring;
     Tile tile;
     while (tiles.next(tile)) {
-        const float* factor = w_scale + (int64_t{tile.group} * n_blocks + min(tile.n / kTileN, n_blocks - 1)) * k_blocks;
+        const float* factor = scales.w + tile.group * scales.w_group + min(tile.n / kTileN, n_blocks - 1) * scales.w_row;
         float sums[kTileN / 2], slice[kTileN / 2];
         clear_registers(sums);
         for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
@@ -99,7 +99,7 @@ __device__ void consume(Shared& shared, const GemmParams& p, const float* w_scal
 }
 
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
-    grouped_gemm_fp8_kernel(const __grid_constant__ Maps maps, const GemmParams p, const float* w_scale) {
+    grouped_gemm_fp8_kernel(const __grid_constant__ Maps maps, const GemmParams p, const Fp8Scales scales) {
     extern __shared__ uint8_t raw[];
     Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
     const int rank = static_cast<int>(cluster_rank());
@@ -117,7 +117,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
         if (threadIdx.x < kWarp && elect_one()) produce(shared, maps, p, rank);
     } else {
         grow_registers<232>();
-        consume(shared, p, w_scale, rank);
+        consume(shared, p, scales, rank);
     }
     cluster_sync();  // a block's shared memory must outlive its peer's copies and arrivals
 }
@@ -156,7 +156,7 @@ void grouped_matmul_fp8(void* y, const void* x, const void* w, const Fp8Scales& 
                                        .swizzle = false})};
     constexpr int kBytes = sizeof(Shared) + 1024;
     allow_shared_memory(reinterpret_cast<const void*>(grouped_gemm_fp8_kernel), kBytes);
-    grouped_gemm_fp8_kernel<<<multiprocessors() / 2 * 2, kThreads, kBytes, stream>>>(maps, p, scales.w);
+    grouped_gemm_fp8_kernel<<<multiprocessors() / 2 * 2, kThreads, kBytes, stream>>>(maps, p, scales);
     require(cudaGetLastError(), "grouped_gemm_fp8_kernel");
 }
 

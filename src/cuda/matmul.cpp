@@ -4,6 +4,7 @@
 
 #include "cuda/cuda_ops.h"
 #include "cuda/products.h"
+#include "cuda/quant.h"
 
 namespace fathom {
 namespace cuda {
@@ -21,7 +22,8 @@ void check_weight(const Weight& w, std::string_view what) {
     const bool known = codes.dtype == DType::kF32 || codes.dtype == DType::kBF16 || codes.dtype == DType::kF16;
     const bool fp8 = codes.dtype == DType::kF8E4M3 && w.scheme == Scheme::kFp8Block;
     if (w.scheme != Scheme::kPlain && w.scheme != Scheme::kFp8Block)
-        throw Error(ErrorKind::kDevice, "the GPU computes with F32, BF16, F16 and FP8 weights; use --device cpu for others");
+        throw Error(ErrorKind::kDevice,
+                    "the GPU computes with F32, BF16, F16, FP8, int8 and int4 weights; use --device cpu for others");
     check(codes.rank == 2 && (fp8 || known), fmt::format("{}: a weight {}", what, codes.describe()));
     check(codes.dim(1) <= 1 || codes.stride[1] == 1, fmt::format("{}: the weight's rows are not contiguous", what));
     if (!fp8) return;
@@ -230,20 +232,28 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
 }  // namespace
 }  // namespace cuda
 
-cuda::Where CudaOps::where() { return {stream_, workspace_, compute_ == DType::kF32, !deterministic_}; }
+cuda::Where CudaOps::where() { return {stream_, workspace_, compute_ == DType::kF32, !deterministic_, numbers_}; }
 
 void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     cuda::check_activation(y, 2, "matmul");
     cuda::check_activation(x, 2, "matmul");
     const std::span one(&w, 1);
-    cuda::run(where(), "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
+    if (!cuda::is_coded(where(), one))
+        return cuda::run(where(), "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
+    const cuda::CodedCall call{y, x, one, {}};
+    if (cuda::run_coded(where(), "matmul", call)) return;
+    cuda::with_numbers(where(), "matmul", call, [&](const cuda::CodedCall& part) { matmul(part.y, part.x, part.w[0]); });
 }
 
 void CudaOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) {
     cuda::check_activation(dx, 2, "matmul_dgrad");
     cuda::check_activation(dy, 2, "matmul_dgrad");
     const std::span one(&w, 1);
-    cuda::run(where(), "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"), one);
+    if (!cuda::is_coded(where(), one))
+        return cuda::run(where(), "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"),
+                         one);
+    cuda::with_numbers(where(), "matmul_dgrad", {dx, dy, one, {}},
+                       [&](const cuda::CodedCall& part) { matmul_dgrad(part.y, part.x, part.w[0]); });
 }
 
 void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
@@ -252,11 +262,23 @@ void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) 
 }
 
 void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
-    cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
+    if (!cuda::is_coded(where(), w))
+        return cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
+    cuda::check_activation(y, 2, "grouped_matmul");
+    cuda::check_activation(x, 2, "grouped_matmul");
+    cuda::check_offsets(offsets, w.size(), "grouped_matmul");
+    const cuda::CodedCall call{y, x, w, offsets};
+    if (cuda::run_coded(where(), "grouped_matmul", call)) return;
+    cuda::with_numbers(where(), "grouped_matmul", call,
+                       [&](const cuda::CodedCall& part) { grouped_matmul(part.y, part.x, part.w, part.offsets); });
 }
 
 void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
-    cuda::by_expert(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
+    if (!cuda::is_coded(where(), w))
+        return cuda::by_expert(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
+    cuda::check_offsets(offsets, w.size(), "grouped_dgrad");
+    cuda::with_numbers(where(), "grouped_dgrad", {dx, dy, w, offsets},
+                       [&](const cuda::CodedCall& part) { grouped_dgrad(part.y, part.x, part.w, part.offsets); });
 }
 
 void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
@@ -267,11 +289,19 @@ void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const 
 }
 
 void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {
-    cuda::by_head(where(), "batched_matmul", cuda::ProductForm::kForward, y, x, w);
+    if (!cuda::is_coded(where(), w)) return cuda::by_head(where(), "batched_matmul", cuda::ProductForm::kForward, y, x, w);
+    cuda::check_activation(y, 3, "batched_matmul");
+    cuda::check_activation(x, 3, "batched_matmul");
+    const cuda::CodedCall call{y, x, w, {}};
+    if (cuda::run_coded(where(), "batched_matmul", call)) return;
+    cuda::with_numbers(where(), "batched_matmul", call,
+                       [&](const cuda::CodedCall& part) { batched_matmul(part.y, part.x, part.w); });
 }
 
 void CudaOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) {
-    cuda::by_head(where(), "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
+    if (!cuda::is_coded(where(), w)) return cuda::by_head(where(), "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
+    cuda::with_numbers(where(), "batched_dgrad", {dx, dy, w, {}},
+                       [&](const cuda::CodedCall& part) { batched_dgrad(part.y, part.x, part.w); });
 }
 
 }  // namespace fathom

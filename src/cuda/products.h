@@ -47,8 +47,9 @@ struct Product {
 struct Where {
     cudaStream_t stream;
     Workspace& workspace;
-    bool exact;  // activations are f32
-    bool few;    // few rows may be added up in another order than many
+    bool exact;          // activations are f32
+    bool few;            // few rows may be added up in another order than many
+    Workspace& numbers;  // of weights of few bits, written out
 };
 
 // Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h. With splits > 1 (wgrad

@@ -3,20 +3,13 @@
 // that lie one after the other, run on the kernels of that card; FATHOM_CUDA_PORTABLE=1 takes the portable ones.
 #include <array>
 
-#include "cuda/plugin.h"
+#include "cuda/bf16_backend.h"
 #include "ops/op_test.h"
 
 namespace fathom {
 namespace {
 
-template <bool kDeterministic>
-std::vector<Backend> back_end(const char* name) {
-    std::array<char, 512> message{};
-    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, true, kDeterministic, message.data(), message.size()));
-    if (ops == nullptr) return {};
-    return {{name, [](int /*threads*/) { return ops; }}};
-}
-std::vector<Backend> bf16_backends() { return back_end<false>("CudaBf16"); }
+std::vector<Backend> bf16_backends() { return bf16_backend<false>("CudaBf16"); }
 
 class Bf16 : public OpTest {
 protected:
@@ -134,7 +127,7 @@ TEST_P(Bf16, EveryHeadHasItsOwnMatrix) {
 }
 
 class Bf16Deterministic : public Bf16 {};
-INSTANTIATE_TEST_SUITE_P(, Bf16Deterministic, testing::ValuesIn(back_end<true>("CudaBf16Deterministic")), backend_name);
+INSTANTIATE_TEST_SUITE_P(, Bf16Deterministic, testing::ValuesIn(bf16_backend<true>("CudaBf16Deterministic")), backend_name);
 
 TEST_P(Bf16Deterministic, ARowsBitsDoNotDependOnItsBatch) {
     const int64_t n = 333, in = 320, out = 264;

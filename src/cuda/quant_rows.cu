@@ -1,0 +1,311 @@
+// y = x w^T of few rows of x with weights of 4 or 8 bits: bound by reading the codes once.
+//
+// A block of four warps has 16 rows of the weight and up to 32 of x. Tensor cores multiply (m16n8k16): the weight's rows are
+// the 16, so that one to eight rows of x cost the same. The order in which columns enter a sum is free, so a lane reads what
+// it multiplies as it lies in memory: a quarter of a chunk of columns (16 bytes of a row in int4), of two rows of the weight
+// and of its row of x. Codes become bf16 without rounding (integers up to 255, e4m3), f32 sums of a chunk are multiplied by its
+// scale and added up. Warp i has chunks i, i + 4, ..., whose codes are fetched several chunks ahead; the four sums are added
+// in order.
+// Bytes: codes and scales once, x once per 16 rows of the weight, from L2. 2 m n k FLOP, and about 1.4 (int4), 1.8 (int8) or
+// 2.3 (FP8) integer instructions per code.
+#include "cuda/find_tile.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/quant.h"
+
+namespace fathom::cuda {
+namespace {
+
+constexpr int kWarps = 4, kWeightRows = 16, kTileRows = 8;
+
+// What a lane has of a chunk in one row of the weight: kChunk / 4 columns, in words of 8 (int4) or 4 codes.
+template <CodeKind kKind, int kChunk>
+constexpr int kWords = kChunk / 4 / (kKind == CodeKind::kInt4 ? 8 : 4);
+
+template <int kCount>
+__device__ __forceinline__ void load_words(uint32_t (&to)[kCount], const uint8_t* from) {
+    if constexpr (kCount % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < kCount; i += 4) {
+            const uint4 four = __ldg(reinterpret_cast<const uint4*>(from) + i / 4);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
+    } else if constexpr (kCount == 2) {
+        const uint2 two = __ldg(reinterpret_cast<const uint2*>(from));
+        to[0] = two.x, to[1] = two.y;
+    } else {
+        static_assert(kCount == 1);
+        to[0] = __ldg(reinterpret_cast<const uint32_t*>(from));
+    }
+}
+
+__device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b) {
+    const auto difference = __hsub2(*reinterpret_cast<__nv_bfloat162*>(&a), *reinterpret_cast<__nv_bfloat162*>(&b));
+    return *reinterpret_cast<const uint32_t*>(&difference);
+}
+
+// Two bf16 in a word are called a pair. A word of codes becomes pairs in the order that costs least; `columns` of x are put in
+// the same order.
+template <CodeKind kKind>
+struct Decoder;
+
+// 128 + nibble is the bits 0x4300 | nibble. Pairs: columns (0, 4), (1, 5), (2, 6), (3, 7).
+template <>
+struct Decoder<CodeKind::kInt4> {
+    static constexpr int kPairs = 4;
+    static __device__ __forceinline__ void decode(uint32_t (&pairs)[4], uint32_t word, uint32_t zero) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) pairs[i] = subtract(((word >> (4 * i)) & 0x000f000fu) | 0x43004300u, zero);
+    }
+    static __device__ __forceinline__ void columns(uint32_t (&pairs)[4], const uint4& x) {
+        pairs[0] = __byte_perm(x.x, x.z, 0x5410);
+        pairs[1] = __byte_perm(x.x, x.z, 0x7632);
+        pairs[2] = __byte_perm(x.y, x.w, 0x5410);
+        pairs[3] = __byte_perm(x.y, x.w, 0x7632);
+    }
+};
+
+// Words of bytes. Pairs: columns (0, 2), (1, 3), and of the next word (4, 6), (5, 7).
+struct ByteColumns {
+    static constexpr int kPairs = 2;
+    static __device__ __forceinline__ void columns(uint32_t (&pairs)[4], const uint4& x) {
+        pairs[0] = __byte_perm(x.x, x.y, 0x5410);
+        pairs[1] = __byte_perm(x.x, x.y, 0x7632);
+        pairs[2] = __byte_perm(x.z, x.w, 0x5410);
+        pairs[3] = __byte_perm(x.z, x.w, 0x7632);
+    }
+};
+
+// Seven bits above 128, less 128 or, where the sign bit is set, less 256.
+template <>
+struct Decoder<CodeKind::kInt8> : ByteColumns {
+    static __device__ __forceinline__ void decode(uint32_t (&pairs)[2], uint32_t word, uint32_t /*zero*/) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t codes = word >> (8 * i);
+            pairs[i] = subtract((codes & 0x007f007fu) | 0x43004300u, (codes & 0x00800080u) | 0x43004300u);
+        }
+    }
+};
+
+// Exponent and fraction put where bf16 has the low end of them are 2^-120 of the number, subnormal numbers included.
+template <>
+struct Decoder<CodeKind::kFp8> : ByteColumns {
+    static __device__ __forceinline__ void decode(uint32_t (&pairs)[2], uint32_t word, uint32_t /*zero*/) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t codes = i == 0 ? word << 8 : word;
+            uint32_t small = (codes & 0x80008000u) | ((codes >> 4) & 0x07f007f0u), up = 0x7b807b80u;  // 2^120
+            const auto number = __hmul2(*reinterpret_cast<__nv_bfloat162*>(&small), *reinterpret_cast<__nv_bfloat162*>(&up));
+            pairs[i] = *reinterpret_cast<const uint32_t*>(&number);
+        }
+    }
+};
+
+// A lane's part of two rows of a chunk, 8 rows of the weight apart.
+template <CodeKind kKind, int kChunk>
+struct Fetched {
+    uint32_t codes[2][kWords<kKind, kChunk>];
+    float scale[2];
+    uint32_t zero[2];  // 128 + zero point, as a pair
+};
+
+// A lane's two rows of one matrix. Behind the matrix's last row they are that row again.
+template <CodeKind kKind, int kChunk>
+class Lines {
+public:
+    __device__ Lines(const CodeFormat& format, const CodeTable& table, int group, int64_t row, int quarter)
+        : format_(format),
+          scales_(table.scales[group]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int64_t at = min(row + 8 * i, format.rows - 1);
+            codes_[i] = table.codes[group] + at * format.code_row + quarter * kBytes;
+            scale_at_[i] = (kKind == CodeKind::kFp8 ? (table.first_row[group] + at) / kFp8Block : at) * format.scale_row;
+            if (kKind == CodeKind::kInt4 && format.has_zeros) zeros_[i] = table.zeros[group] + at * format.zero_row;
+        }
+    }
+
+    __device__ __forceinline__ void fetch(Fetched<kKind, kChunk>& to, int chunk) const {
+        const int64_t group = static_cast<int64_t>(chunk) * kChunk / format_.group;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            load_words(to.codes[i], codes_[i] + static_cast<int64_t>(chunk) * 4 * kBytes);
+            to.scale[i] = load(scales_, format_.scale_type, scale_at_[i] + group);
+            if constexpr (kKind == CodeKind::kInt4) {
+                const uint32_t zero = format_.has_zeros ? __ldg(zeros_[i] + group) : 8u;
+                to.zero[i] = 0x43004300u + zero * 0x00010001u;  // zeros are at most 15
+            }
+        }
+    }
+
+private:
+    static constexpr int kBytes = 4 * kWords<kKind, kChunk>;  // of a lane's part in one row
+
+    const CodeFormat& format_;
+    const void* scales_;
+    const uint8_t* codes_[2];
+    const uint8_t* zeros_[2]{};
+    int64_t scale_at_[2];
+};
+
+// sums += scale (codes x) of one chunk, kTiles x 8 rows of x of which this lane reads row lane / 4 of each tile: x[t], or null.
+template <CodeKind kKind, int kChunk, int kTiles>
+__device__ __forceinline__ void multiply_chunk(float (&sums)[kTiles][4], const Fetched<kKind, kChunk>& w,
+                                               const Bf16* const (&x)[kTiles], int64_t column) {
+    constexpr int kEights = kChunk / 32, kPairs = Decoder<kKind>::kPairs;  // columns of this lane; of each word
+    float part[kTiles][4]{};
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+        uint32_t left[2][4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int word = 0; word < 4 / kPairs; ++word)
+                Decoder<kKind>::decode(*reinterpret_cast<uint32_t(*)[kPairs]>(left[i] + word * kPairs),
+                                       w.codes[i][e * 4 / kPairs + word], w.zero[i]);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+            const uint4 eight = x[t] == nullptr ? uint4{0, 0, 0, 0} : __ldg(reinterpret_cast<const uint4*>(x[t] + column) + e);
+            uint32_t right[4];
+            Decoder<kKind>::columns(right, eight);
+            multiply_add(part[t], {left[0][0], left[1][0], left[0][1], left[1][1]}, right[0], right[1]);
+            multiply_add(part[t], {left[0][2], left[1][2], left[0][3], left[1][3]}, right[2], right[3]);
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[t][i] = fmaf(w.scale[i / 2], part[t][i], sums[t][i]);
+}
+
+// The warps' sums, added in order, as rows of y. c[i] of a lane: row 2 (lane % 4) + i % 2 of x, lane / 4 + 8 (i / 2) of w.
+template <int kTiles>
+__device__ __forceinline__ void add_and_store(const CodedProduct& p, int64_t y_at, const float (&sums)[kTiles][4],
+                                              int64_t first, int64_t end, int64_t row) {
+    __shared__ float shared[kWarps][kTiles * kTileRows][kWeightRows + 1];
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) shared[warp][t * kTileRows + 2 * (lane % 4) + i % 2][lane / 4 + 8 * (i / 2)] = sums[t][i];
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+        const int of_x = t * kTileRows + thread / kWeightRows, of_w = thread % kWeightRows;
+        if (first + of_x >= end || row + of_w >= p.format.rows) continue;
+        float sum = shared[0][of_x][of_w];
+#pragma unroll
+        for (int other = 1; other < kWarps; ++other) sum += shared[other][of_x][of_w];
+        store(p.y, p.y_type, y_at + (first + of_x) * p.y_row + row + of_w, sum);
+    }
+}
+
+template <CodeKind kKind, int kChunk, int kTiles>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    coded_rows_kernel(const __grid_constant__ CodedProduct p, const __grid_constant__ CodeTable table) {
+    constexpr int kRows = kTiles * kTileRows, kAhead = kKind == CodeKind::kInt4 ? 4 : 2;
+    begin_early();
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp, quarter = lane % 4;
+    int group = static_cast<int>(blockIdx.z);
+    int64_t first = static_cast<int64_t>(blockIdx.y) * kRows, end = min(p.m, first + kRows), x_at = 0, y_at = 0;
+    if (p.offsets != nullptr) {
+        const TileRows tile = find_tile<kRows>(p.offsets, p.groups, blockIdx.y);
+        if (tile.group < 0) return;
+        group = tile.group, first = tile.begin, end = tile.end;
+    } else {
+        x_at = group * p.x_group, y_at = group * p.y_group;
+    }
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * kWeightRows;
+    const Lines<kKind, kChunk> lines(p.format, table, group, row + lane / 4, quarter);
+    const Bf16* x[kTiles];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+        const int64_t at = first + t * kTileRows + lane / 4;
+        x[t] = at < end ? static_cast<const Bf16*>(p.x) + x_at + at * p.x_row + quarter * (kChunk / 4) : nullptr;
+    }
+
+    const int chunks = static_cast<int>(p.format.columns / kChunk);
+    Fetched<kKind, kChunk> ahead[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+        if (warp + i * kWarps < chunks) lines.fetch(ahead[i], warp + i * kWarps);
+    float sums[kTiles][4]{};
+    for (int base = warp; base < chunks; base += kAhead * kWarps) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            const int chunk = base + i * kWarps;
+            if (chunk >= chunks) break;
+            multiply_chunk<kKind, kChunk, kTiles>(sums, ahead[i], x, static_cast<int64_t>(chunk) * kChunk);
+            if (chunk + kAhead * kWarps < chunks) lines.fetch(ahead[i], chunk + kAhead * kWarps);
+        }
+    }
+    add_and_store<kTiles>(p, y_at, sums, first, end, row);
+}
+
+// Columns that a warp reads at a time: what a scale is for, up to 128; 0: no such kernel.
+int chunk_of(const CodeFormat& format) {
+    for (const int chunk : {128, 64, 32})
+        if (format.group % chunk == 0) return chunk;
+    return 0;
+}
+
+template <CodeKind kKind, int kChunk, int kTiles>
+void launch(cudaStream_t stream, const CodedProduct& p, const CodeTable& table) {
+    constexpr int64_t kRows = kTiles * kTileRows;
+    // Every matrix with rows may end in a tile that is not full.
+    const int64_t tiles = p.offsets == nullptr ? ceil_div(p.m, kRows) : std::min<int64_t>(p.m, p.m / kRows + p.groups);
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.format.rows, kWeightRows)), static_cast<unsigned>(tiles),
+                    p.offsets == nullptr ? static_cast<unsigned>(p.groups) : 1u);
+    launch_early(coded_rows_kernel<kKind, kChunk, kTiles>, grid, kWarps * kWarp, 0, stream, p, table);
+}
+
+// The fewest rows per block that most matrices' rows fit in.
+template <CodeKind kKind, int kChunk>
+void launch(cudaStream_t stream, const CodedProduct& p, const CodeTable& table) {
+    const int64_t rows = p.offsets == nullptr ? p.m : ceil_div(p.m * 5, p.groups * 4);
+    if (rows <= kTileRows) return launch<kKind, kChunk, 1>(stream, p, table);
+    if (rows <= 2 * kTileRows) return launch<kKind, kChunk, 2>(stream, p, table);
+    launch<kKind, kChunk, 4>(stream, p, table);
+}
+
+template <CodeKind kKind>
+void launch(cudaStream_t stream, const CodedProduct& p, const CodeTable& table) {
+    switch (chunk_of(p.format)) {
+        case 128:
+            return launch<kKind, 128>(stream, p, table);
+        case 64:
+            return launch<kKind, 64>(stream, p, table);
+        default:
+            return launch<kKind, 32>(stream, p, table);
+    }
+}
+
+}  // namespace
+
+bool suits_coded_rows(const CodedProduct& p, const CodeTable& table) {
+    const CodeFormat& f = p.format;
+    const int chunk = chunk_of(f);
+    if (chunk == 0 || f.columns % chunk != 0 || (f.has_zeros && f.kind != CodeKind::kInt4)) return false;
+    const int64_t bytes = std::min(chunk / 4 * (f.kind == CodeKind::kInt4 ? 1 : 2) / 2, 16);  // of one load
+    bool all = reinterpret_cast<uintptr_t>(p.x) % 16 == 0 && p.x_row % 8 == 0 && p.x_group % 8 == 0 && f.code_row % bytes == 0;
+    for (int g = 0; g < p.groups; ++g) all = all && reinterpret_cast<uintptr_t>(table.codes[g]) % bytes == 0;
+    return all;
+}
+
+void run_coded_rows(cudaStream_t stream, const char* op, const CodedProduct& p, const CodeTable& table) {
+    if (p.m == 0 || p.format.rows == 0) return;
+    switch (p.format.kind) {
+        case CodeKind::kInt4:
+            launch<CodeKind::kInt4>(stream, p, table);
+            break;
+        case CodeKind::kInt8:
+            launch<CodeKind::kInt8>(stream, p, table);
+            break;
+        case CodeKind::kFp8:
+            launch<CodeKind::kFp8, 128>(stream, p, table);
+            break;
+    }
+    check_launch(op);
+}
+
+}  // namespace fathom::cuda
