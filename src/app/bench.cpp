@@ -131,9 +131,10 @@ void declare(CLI::App& verb, BenchOptions& o) {
     verb.add_option("--random-config", o.random_config,
                     "instead of MODEL: config.json or a training configuration; weights are drawn at random")
         ->type_name("FILE");
-    verb.add_option("--dtype", o.dtype, "hold the weights as f32 or bf16; auto: as stored, else bf16")
+    verb.add_option("--dtype", o.dtype,
+                    "hold the weights as f32 or bf16, or draw codes of fp8, int8 or int4; auto: as stored, else bf16")
         ->type_name("TYPE")
-        ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+        ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8", "int8", "int4"}));
     verb.add_option("--repetitions", o.repetitions, "of the measurement; the roofs are measured before each")
         ->type_name("N")
         ->check(CLI::Range(int64_t{1}, kMost));

@@ -6,75 +6,35 @@
 #include <string_view>
 #include <utility>
 
+#include "app/random_weights.h"
 #include "base/error.h"
-#include "base/rng.h"
 
 namespace fathom {
 namespace {
 
-constexpr int64_t kTable = int64_t{1} << 20;  // normal numbers that weights are cut from
-constexpr double kStd = 0.02;
-
-template <class T>
-std::vector<T> normal_table() {
-    std::vector<T> table(2 * kTable);
-    const Philox philox{1, 0};
-    for (int64_t i = 0; i < kTable; ++i) {
-        table[static_cast<size_t>(i)] = table[static_cast<size_t>(i + kTable)] =
-            static_cast<T>(static_cast<float>(kStd * philox.normal(static_cast<uint64_t>(i))));
-    }
-    return table;
-}
-
-// Fills a matrix by rows, a stretch of the table at a time, each from another place.
-template <class T>
-void fill_from_table(Ops& ops, const Tensor& matrix, const std::vector<T>& table, Rng& places) {
-    const int64_t step = std::max<int64_t>(1, kTable / matrix.dim(1));
-    for (int64_t row = 0; row < matrix.dim(0); row += step) {
-        ops.write(matrix.slice(0, row, std::min(row + step, matrix.dim(0))), &table[places.below(kTable)]);
-    }
+std::optional<DType> plain_type(const std::string& name) {
+    if (name == "f32") return DType::kF32;
+    return name == "bf16" ? std::optional(DType::kBF16) : std::nullopt;
 }
 
 }  // namespace
 
 BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
-    const std::optional<DType> dtype = options.dtype == "auto"  ? std::nullopt
-                                       : options.dtype == "f32" ? std::optional(DType::kF32)
-                                                                : std::optional(DType::kBF16);
+    const std::optional<DType> dtype = plain_type(options.dtype);
     if (options.random_config.empty()) {
+        if (!dtype && options.dtype != "auto")
+            throw Error(ErrorKind::kUsage, "--dtype " + options.dtype +
+                                               " draws codes for --random-config; a model has those of its files, and " +
+                                               "fathom quantize makes a folder of them");
         loaded_ = load_model(options.model, ops, {.dtype = dtype, .with_mtp = options.with_mtp, .pack_plain = true});
     } else {
         loaded_.config = read_config_file(options.random_config).model;
         if (!options.with_mtp) loaded_.config.num_nextn_predict_layers = 0;
         loaded_.model = std::make_unique<DeepSeek>(loaded_.config);
-        draw_weights(ops, dtype.value_or(DType::kBF16));
+        draw_weights(loaded_, options.dtype == "auto" ? "bf16" : options.dtype, ops);
         if (options.agreeing) make_modules_agree(ops);
     }
     count_bytes();
-}
-
-void BenchModel::draw_weights(Ops& ops, DType dtype) {
-    constexpr int64_t kUsual = int64_t{64} << 20, kAlignment = 64;
-    int64_t bytes = 0;  // on a device in one piece, as a model that was loaded
-    loaded_.model->visit([&](const std::string&, Param& param) {
-        bytes += param.size() * size_of(param.trained() ? dtype : DType::kF32) + kAlignment;
-    });
-    loaded_.weights = std::make_unique<Arena>(
-        "weights", [&ops](int64_t size) { return ops.allocate(size); }, ops.sees_host_memory() ? kUsual : bytes);
-    const std::vector<float> f32 = normal_table<float>();
-    const std::vector<BFloat16> bf16 = normal_table<BFloat16>();
-    Rng places(2);
-    loaded_.model->visit([&](const std::string&, Param& param) {
-        const Tensor value = param.allocate(*loaded_.weights, param.trained() ? dtype : DType::kF32);
-        param.weight = value;
-        if (!param.is_matrix()) {
-            ops.fill(value, param.kind == ParamKind::kNorm ? 1 : 0);
-        } else if (dtype == DType::kF32) {
-            fill_from_table(ops, value, f32, places);
-        } else {
-            fill_from_table(ops, value, bf16, places);
-        }
-    });
 }
 
 // Nothing is added to the residual stream, and a module's input is the embedding of the token ahead: the model says what
@@ -123,7 +83,11 @@ std::string BenchModel::dtype() const {
     loaded_.model->visit([&](const std::string& parameter, Param& param) {
         if (!param.is_matrix() || expert) return;
         expert = parameter.find(".experts.") != std::string::npos;
-        name = param.weight.block == BlockType::kNone ? name_of(param.weight.codes.dtype) : traits_of(param.weight.block).name;
+        const Weight& w = param.weight;
+        if (w.scheme == Scheme::kGroups)
+            name = w.codes.dtype == DType::kU8 ? "int4" : "int8";
+        else
+            name = w.block == BlockType::kNone ? name_of(w.codes.dtype) : traits_of(w.block).name;
     });
     return name;
 }

@@ -15,8 +15,8 @@ namespace fathom {
 
 class BenchModel {
 public:
-    // A checkpoint, or a configuration with random weights (numbers of a table, cut differently for every matrix: enough to
-    // route tokens to all experts, and drawn in seconds).
+    // A checkpoint, or a configuration with random weights (random_weights.h). Error{kUsage} for a checkpoint in codes that it
+    // does not have.
     BenchModel(const BenchOptions& options, Ops& ops);
 
     [[nodiscard]] const DeepSeek& model() const { return *loaded_.model; }
@@ -32,7 +32,6 @@ private:
     LoadedModel loaded_;
     int64_t parameters_ = 0, dense_bytes_ = 0, expert_bytes_ = 0;
 
-    void draw_weights(Ops& ops, DType dtype);
     void make_modules_agree(Ops& ops);
     void count_bytes();
 };

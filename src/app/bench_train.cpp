@@ -7,6 +7,7 @@
 
 #include "app/bench_model.h"
 #include "app/bench_runs.h"
+#include "base/error.h"
 #include "base/file.h"
 #include "io/token_shards_prepare.h"
 #include "model/flop_count.h"
@@ -60,6 +61,9 @@ TrainConfig configure(const BenchOptions& options) {
     config.training.steps = int64_t{1} << 20;
     if (options.batch > 0) config.training.rows_per_batch = options.batch;
     if (options.sequence_length > 0) config.data.sequence_length = options.sequence_length;
+    if (options.dtype != "auto" && options.dtype != "f32" && options.dtype != "bf16")
+        throw Error(ErrorKind::kUsage,
+                    "training keeps weights in f32 or bf16: --dtype " + options.dtype + " is for decode and prefill");
     if (options.dtype != "auto") config.training.dtype = options.dtype == "f32" ? DType::kF32 : DType::kBF16;
     if (options.recompute) config.training.recompute = true;
     return config;

@@ -69,13 +69,13 @@ private:
             return problems_.push_back(fmt::format("{} is {}: weights are F32, BF16, F16 or F8_E4M3", name, found->describe()));
         }
         if (options_.check_nan && has_nan(*found)) return problems_.push_back(name + " holds NaN");
-        param.weight = converted(stored, param);
+        param.weight = converted(stored, name, param);
         if (options_.pack_plain && param.weight.codes.data == stored.codes.data) param.weight = packed(name, param);
     }
 
     // kv_b_proj is multiplied by along both of its sides; of an embedding rows are looked up.
     [[nodiscard]] Weight packed(const std::string& name, const Param& param) {
-        const bool stays = !param.is_matrix() || name.ends_with("kv_b_proj.weight") || name == "model.embed_tokens.weight" ||
+        const bool stays = !param.is_matrix() || name.ends_with(kBothWays) || name == "model.embed_tokens.weight" ||
                            (options_.page_experts && name.find(".experts.") != std::string::npos);
         if (stays || !ops_.sees_host_memory()) return param.weight;
         const Weight result = ops_.pack(param.weight, *loaded_.weights);
@@ -111,8 +111,9 @@ private:
     }
 
     [[nodiscard]] Weight integers_for_device(const Weight& stored, const std::string& name, const Param& param) {
-        if (!ops_.sees_host_memory() || options_.dtype) return in_numbers(stored, param, options_.dtype.value_or(DType::kBF16));
-        const bool cut = name.ends_with("kv_b_proj.weight");  // into heads: as it is
+        if (options_.dtype) return in_numbers(stored, param, *options_.dtype);
+        if (!ops_.sees_host_memory()) return on_device(stored, name, param);
+        const bool cut = name.ends_with(kBothWays);  // into heads: as it is
         return options_.pack && !cut ? ops_.pack(stored, *loaded_.weights) : stored;
     }
 
@@ -138,8 +139,10 @@ private:
     }
 
     // The type the user asked for; the router's bias is f32 always.
-    [[nodiscard]] Weight converted(const Weight& stored, const Param& param) {
+    [[nodiscard]] Weight converted(const Weight& stored, const std::string& name, const Param& param) {
         const DType wanted = param.kind == ParamKind::kRouterBias ? DType::kF32 : options_.dtype.value_or(stored.codes.dtype);
+        if (wanted == stored.codes.dtype && stored.scheme != Scheme::kPlain && !ops_.sees_host_memory())
+            return on_device(stored, name, param);
         if (wanted == stored.codes.dtype) return visible(stored);
         if (stored.scheme == Scheme::kFp8Block) return in_numbers(stored, param, wanted);
         const Tensor result = param.allocate(*loaded_.weights, wanted);
@@ -148,19 +151,27 @@ private:
         return {result};
     }
 
+    // Codes as they are, but of matrices that are not only multiplied by along their columns: those are numbers of the
+    // activations' type.
+    [[nodiscard]] Weight on_device(const Weight& stored, const std::string& name, const Param& param) {
+        const bool codes = stored.scheme != Scheme::kPlain && !name.ends_with(kBothWays) && name != "model.embed_tokens.weight";
+        return codes ? visible(stored) : in_numbers(stored, param, ops_.compute_dtype());
+    }
+
     // What lies in the map of a file, where the ops can see it.
-    [[nodiscard]] Tensor visible(const Tensor& mapped) {
+    [[nodiscard]] Tensor visible(const Tensor& mapped) { return visible(mapped, *loaded_.weights); }
+    [[nodiscard]] Tensor visible(const Tensor& mapped, Arena& arena) {
         if (ops_.sees_host_memory() || !mapped) return mapped;
-        const Tensor device = mapped.rank == 1 ? loaded_.weights->allocate(mapped.dtype, {mapped.dim(0)})
-                                               : loaded_.weights->allocate(mapped.dtype, {mapped.dim(0), mapped.dim(1)});
+        const Tensor device = mapped.rank == 1 ? arena.allocate(mapped.dtype, {mapped.dim(0)})
+                                               : arena.allocate(mapped.dtype, {mapped.dim(0), mapped.dim(1)});
         ops_.write(device, mapped.data);
         return device;
     }
     [[nodiscard]] Weight visible(const Weight& mapped) {
         Weight weight = mapped;
         weight.codes = visible(mapped.codes);
-        weight.scales = visible(mapped.scales);
-        weight.zeros = visible(mapped.zeros);
+        weight.scales = visible(mapped.scales, *loaded_.scales);
+        weight.zeros = visible(mapped.zeros, *loaded_.zeros);
         return weight;
     }
 
@@ -263,21 +274,42 @@ std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
     return result;
 }
 
-// Of the arena's chunks: on a device all weights lie one after the other, so that experts are at equal distances and one
-// product does for neighbours; the largest matrix once more, for what is converted. In host memory most weights stay in the
-// map.
-int64_t chunk_bytes(LoadedModel& loaded, const Ops& ops, const LoadOptions& options) {
+// Bytes that a parameter's codes or numbers take on a device.
+int64_t device_bytes(const std::string& name, const Param& param, const LoadedModel& loaded, const Ops& ops,
+                     const LoadOptions& options) {
+    const std::optional<Tensor> found = loaded.files->find(name);
+    const auto& q = loaded.config.quantization_config;
+    const bool codes = !found || found->dtype == DType::kI8 || found->dtype == DType::kF8E4M3;
+    if (options.dtype) return param.size() * size_of(*options.dtype);
+    if (codes && name.ends_with(kBothWays)) return param.size() * size_of(ops.compute_dtype());
+    if (found) return param.size() * size_of(found->dtype);
+    int64_t bits = 0;  // none: the loader will say what is missing
+    if (q && q->integers())
+        for (const IntegerGroups& group : q->groups) bits = std::max(bits, group.bits);
+    return param.size() * bits / 8;
+}
+
+// Arenas whose chunks, on a device, have room for all weights, one after the other, so that experts are at equal distances and
+// one product does for neighbours; and for the largest matrix once more, for what is converted. In host memory most weights
+// stay in the map.
+void make_arenas(LoadedModel& loaded, Ops& ops, const LoadOptions& options) {
     constexpr int64_t kUsual = int64_t{64} << 20, kAlignment = 64;
-    if (ops.sees_host_memory()) return kUsual;
+    constexpr int64_t kScaleShare = 2048;  // FP8: 4 bytes of scales for 16384 of codes, and edges
     int64_t sum = 0, largest = 0;
-    loaded.model->visit([&](const std::string& name, Param& param) {
-        const std::optional<Tensor> found = loaded.files->find(name);
-        if (!found) return;  // the loader will say so
-        const int64_t bytes = param.size() * size_of(options.dtype.value_or(found->dtype));
-        sum += bytes + kAlignment;
-        largest = std::max({largest, bytes, found->bytes()});
-    });
-    return std::max(kUsual, sum + largest);
+    if (!ops.sees_host_memory()) {
+        loaded.model->visit([&](const std::string& name, Param& param) {
+            const int64_t bytes = device_bytes(name, param, loaded, ops, options);
+            sum += bytes + kAlignment;
+            largest = std::max(largest, bytes);
+        });
+    }
+    const auto arena = [&ops](const char* name, int64_t chunk) {
+        return std::make_unique<Arena>(
+            name, [&ops](int64_t bytes) { return ops.allocate(bytes); }, chunk);
+    };
+    loaded.weights = arena("weights", std::max(kUsual, sum + largest));
+    loaded.scales = arena("scales", std::max(kUsual, sum / kScaleShare));
+    loaded.zeros = arena("zero points", kUsual);
 }
 
 }  // namespace
@@ -309,8 +341,7 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
         loaded.config.quantization_config.reset();
     }
     loaded.model = std::make_unique<DeepSeek>(loaded.config);
-    loaded.weights = std::make_unique<Arena>(
-        "weights", [&ops](int64_t bytes) { return ops.allocate(bytes); }, chunk_bytes(loaded, ops, options));
+    make_arenas(loaded, ops, options);
     try {
         Loader(loaded, ops, options, std::move(quantization)).run();
     } catch (const Error& error) {

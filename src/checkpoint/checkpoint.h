@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/repack_cache.h"
@@ -38,13 +39,19 @@ struct LoadOptions {
     std::filesystem::path repack_cache;
 };
 
+// A matrix that absorbed attention multiplies by along both of its sides: on a GPU its codes become numbers at load.
+inline constexpr std::string_view kBothWays = "kv_b_proj.weight";
+
 // Owns everything that the model's parameters point to.
 struct LoadedModel {
     ModelConfig config;
     std::unique_ptr<SafetensorsFolder> files;  // of a folder
     std::unique_ptr<GgufFile> gguf;            // or of a GGUF file
     std::unique_ptr<RepackCache> repacked;     // what an earlier start had packed
-    std::unique_ptr<Arena> weights;            // what had to be converted
+    std::unique_ptr<Arena> weights;            // what had to be converted, or brought to the device
+    // On a device, of quantized matrices: apart, so that where codes follow each other these do, and gate and up are one
+    // matrix.
+    std::unique_ptr<Arena> scales, zeros;
     std::unique_ptr<DeepSeek> model;
     bool has_copies = false;  // see SaveOptions::with_copies
 };

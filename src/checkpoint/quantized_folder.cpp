@@ -21,12 +21,6 @@ int64_t blocks(int64_t size) { return (size + kFp8Block - 1) / kFp8Block; }
 
 std::string module_of(const std::string& name) { return name.substr(0, name.rfind('.')); }
 
-// Matrices that are quantized: of linear layers inside decoder layers. MTP's eh_proj joins two states and stays.
-bool is_quantizable(const std::string& name, const Param& param) {
-    return param.is_matrix() && name.starts_with("model.layers.") && !name.ends_with(".mlp.gate.weight") &&
-           !name.ends_with(".eh_proj.weight");
-}
-
 PackedTensor allocate(TensorSpec spec) {
     const int64_t bytes = spec.bytes();
     return {std::move(spec), Buffer::host(bytes)};
@@ -108,6 +102,11 @@ std::vector<PackedTensor> fp8_tensors(const std::string& name, const Param& para
 }
 
 }  // namespace
+
+bool is_quantizable(const std::string& name, const Param& param) {
+    return param.is_matrix() && name.starts_with("model.layers.") && !name.ends_with(".mlp.gate.weight") &&
+           !name.ends_with(".eh_proj.weight");
+}
 
 std::string StoredAs::name() const {
     if (scheme == Scheme::kFp8Block) return "fp8";

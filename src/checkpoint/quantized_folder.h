@@ -34,6 +34,10 @@ struct FolderPlan {
     [[nodiscard]] const StoredAs& of(const std::string& name) const;
 };
 
+// Whether a parameter is among those that are quantized: matrices of linear layers inside decoder layers. MTP's eh_proj joins
+// two states and stays.
+[[nodiscard]] bool is_quantizable(const std::string& name, const Param& param);
+
 // Every matrix of layers but routers as `wanted`; embedding, head, norms, routers and biases stay plain. A matrix that does not
 // fit `wanted` stays plain as well. `method`: compressed-tensors, gptq or awq; nothing of it is looked at for kFp8Block.
 [[nodiscard]] FolderPlan plan_folder(DeepSeek& model, const StoredAs& wanted, const std::string& method);

@@ -42,9 +42,9 @@ void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& 
 
 // The same product in FP8 by the V3 recipe (V3 3.3): x, w are e4m3 codes with f32 factors, of x per row and 128 channels, of w
 // per 128 x 128 block; products of 128 channels are summed by the tensor cores and then added up in f32. y = (x x_scale) (w
-// w_scale)^T, bf16. `in` is a multiple of 128; x_row, w_row of 16.
+// w_scale)^T, bf16. `in`, x_row and w_row are multiples of 16.
 struct Fp8Scales {
-    const float* x = nullptr;  // [in / 128, x_row]: x_row >= rows, a multiple of 4
+    const float* x = nullptr;  // [ceil(in / 128), x_row]: x_row >= rows, a multiple of 4
     int64_t x_row = 0;
     const float* w = nullptr;        // [groups, ceil(out / 128), in / 128]
     int64_t w_row = 0, w_group = 0;  // elements from one row of blocks, and from one group, to the next

@@ -128,7 +128,7 @@ void grouped_matmul_fp8(void* y, const void* x, const void* w, const Fp8Scales& 
                         cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0) return;
     check(g.offsets != nullptr || g.groups == 1, "FP8 product: groups need offsets");
-    check(g.in > 0 && g.in % kTileK == 0, "FP8 product: the summed width must be a multiple of 128");
+    check(g.in > 0 && g.in % 16 == 0, "FP8 product: the summed width must be a multiple of 16");
     GemmParams p = gemm_params(y, g, kTileN, mean_rows(g), g.out, g.in, g.y_row, 0);
     p.a_group = 0;
     const auto codes = [&](const void* base, int64_t rows, int64_t groups, int64_t row, int64_t group, bool share) {
@@ -149,7 +149,7 @@ void grouped_matmul_fp8(void* y, const void* x, const void* w, const Fp8Scales& 
                                        .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
                                        .element_bytes = 4,
                                        .size_x = g.rows,
-                                       .size_y = g.in / kTileK,
+                                       .size_y = (g.in + kTileK - 1) / kTileK,
                                        .stride_y = scales.x_row,
                                        .box_x = kScales,
                                        .box_y = 1,

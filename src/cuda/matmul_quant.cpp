@@ -68,14 +68,14 @@ bool suits_fp8_gemm(const CodedCall& call, const CodeFormat& f) {
     if (f.kind != CodeKind::kFp8 || call.y.rank != 2 || !hopper::available()) return false;
     const auto address = [](const Tensor& x) { return reinterpret_cast<uintptr_t>(x.data); };
     const Weight& first = call.w[0];
-    return call.y.dtype == DType::kBF16 && f.rows % 8 == 0 && f.columns % kFp8Block == 0 && f.code_row % 16 == 0 &&
+    return call.y.dtype == DType::kBF16 && f.rows % 8 == 0 && f.columns % 16 == 0 && f.code_row % 16 == 0 &&
            address(first.codes) % 16 == 0 && first.row0 % kFp8Block == 0 && address(call.y) % 16 == 0 &&
            call.y.stride[0] % 8 == 0 && address(call.x) % 16 == 0 && call.x.stride[0] % 8 == 0 &&
            static_cast<int64_t>(call.w.size()) <= kMostGroups && evenly_spaced(call.w);
 }
 
 void run_fp8_gemm(const Where& where, const char* op, const CodedCall& call, const CodeFormat& f) {
-    const int64_t m = call.x.dim(0), scale_row = ceil_div(m, 4) * 4, blocks = f.columns / kFp8Block;
+    const int64_t m = call.x.dim(0), scale_row = ceil_div(m, 4) * 4, blocks = ceil_div(f.columns, kFp8Block);
     where.workspace.begin(m * f.columns + 4 * scale_row * blocks);
     auto* const q = where.workspace.take<uint8_t>(m * f.columns);
     auto* const scales = where.workspace.take<float>(scale_row * blocks);

@@ -51,9 +51,9 @@ void expand(cudaStream_t stream, T* to, const CodeFormat& f, const CodeTable& ta
     }
 }
 
-// A warp has 128 channels of a row.
-__global__ void __launch_bounds__(kThreads)
-    quantize_kernel(uint8_t* q, float* scales, int64_t scale_row, const Bf16* x, int64_t x_row, int64_t m, int64_t blocks) {
+// A warp has 128 channels of a row, or what is left of it: a multiple of 4.
+__global__ void __launch_bounds__(kThreads) quantize_kernel(uint8_t* q, float* scales, int64_t scale_row, const Bf16* x,
+                                                            int64_t x_row, int64_t m, int64_t columns, int64_t blocks) {
     constexpr float kLargest = 448;
     constexpr int kLane = static_cast<int>(kFp8Block) / kWarp;
     begin_early();
@@ -61,8 +61,9 @@ __global__ void __launch_bounds__(kThreads)
     if (i >= m * blocks) return;
     const int64_t row = i / blocks, block = i % blocks;
     const int64_t column = block * kFp8Block + static_cast<int64_t>(threadIdx.x) % kWarp * kLane;
-    float numbers[kLane];
-    load_pack<kLane>(numbers, x + row * x_row + column);
+    const bool inside = column < columns;
+    float numbers[kLane]{};
+    if (inside) load_pack<kLane>(numbers, x + row * x_row + column);
     float top = 0;
 #pragma unroll
     for (const float number : numbers) top = fmaxf(top, fabsf(number));
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
     uchar4 codes;
     const auto code = [&](float number) { return __nv_cvt_float_to_fp8(number * up, __NV_SATFINITE, __NV_E4M3); };
     codes.x = code(numbers[0]), codes.y = code(numbers[1]), codes.z = code(numbers[2]), codes.w = code(numbers[3]);
-    *reinterpret_cast<uchar4*>(q + row * blocks * kFp8Block + column) = codes;
+    if (inside) *reinterpret_cast<uchar4*>(q + row * columns + column) = codes;
     if (threadIdx.x % kWarp == 0) scales[block * scale_row + row] = top / kLargest;
 }
 
@@ -90,10 +91,10 @@ void expand_codes(cudaStream_t stream, const char* op, void* to, DType type, con
 
 void quantize_activations(cudaStream_t stream, const char* op, void* q, float* scales, int64_t scale_row, const void* x,
                           int64_t x_row, int64_t m, int64_t columns) {
-    const int64_t blocks = columns / kFp8Block;
+    const int64_t blocks = ceil_div(columns, kFp8Block);
     if (m == 0 || blocks == 0) return;
     launch_early(quantize_kernel, dim3(static_cast<unsigned>(ceil_div(m * blocks, kThreads / kWarp))), kThreads, 0, stream,
-                 static_cast<uint8_t*>(q), scales, scale_row, static_cast<const Bf16*>(x), x_row, m, blocks);
+                 static_cast<uint8_t*>(q), scales, scale_row, static_cast<const Bf16*>(x), x_row, m, columns, blocks);
     check_launch(op);
 }
 

@@ -85,8 +85,8 @@ void run_coded_rows(cudaStream_t stream, const char* op, const CodedProduct& pro
 void expand_codes(cudaStream_t stream, const char* op, void* to, DType type, const CodeFormat& format, const CodeTable& table,
                   int groups, const int32_t* offsets);
 
-// Activations in FP8 (V3 3.3.2): q [m, columns] e4m3, columns a multiple of 128; scales [columns / 128, scale_row] f32 with
-// scale_row >= m: a row's largest |x| of 128 columns becomes 448. x bf16.
+// Activations in FP8 (V3 3.3.2): q [m, columns] e4m3, columns a multiple of 4; scales [ceil(columns / 128), scale_row] f32
+// with scale_row >= m: a row's largest |x| of 128 columns becomes 448. x bf16.
 void quantize_activations(cudaStream_t stream, const char* op, void* q, float* scales, int64_t scale_row, const void* x,
                           int64_t x_row, int64_t m, int64_t columns);
 

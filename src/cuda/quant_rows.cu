@@ -242,10 +242,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     add_and_store<kTiles>(p, y_at, sums, first, end, row);
 }
 
-// Columns that a warp reads at a time: what a scale is for, up to 128; 0: no such kernel.
+// Columns that a warp reads at a time: of one scale, up to 128; 0: no such kernel.
 int chunk_of(const CodeFormat& format) {
     for (const int chunk : {128, 64, 32})
-        if (format.group % chunk == 0) return chunk;
+        if (format.group % chunk == 0 && format.columns % chunk == 0) return chunk;
     return 0;
 }
 
@@ -259,12 +259,14 @@ void launch(cudaStream_t stream, const CodedProduct& p, const CodeTable& table) 
     launch_early(coded_rows_kernel<kKind, kChunk, kTiles>, grid, kWarps * kWarp, 0, stream, p, table);
 }
 
-// The fewest rows per block that most matrices' rows fit in.
+// The fewest rows per block that most matrices' rows fit in; of small groups only the smallest and the largest.
 template <CodeKind kKind, int kChunk>
 void launch(cudaStream_t stream, const CodedProduct& p, const CodeTable& table) {
     const int64_t rows = p.offsets == nullptr ? p.m : ceil_div(p.m * 5, p.groups * 4);
     if (rows <= kTileRows) return launch<kKind, kChunk, 1>(stream, p, table);
-    if (rows <= 2 * kTileRows) return launch<kKind, kChunk, 2>(stream, p, table);
+    if constexpr (kChunk == 128) {
+        if (rows <= 2 * kTileRows) return launch<kKind, kChunk, 2>(stream, p, table);
+    }
     launch<kKind, kChunk, 4>(stream, p, table);
 }
 
@@ -285,7 +287,7 @@ void launch(cudaStream_t stream, const CodedProduct& p, const CodeTable& table) 
 bool suits_coded_rows(const CodedProduct& p, const CodeTable& table) {
     const CodeFormat& f = p.format;
     const int chunk = chunk_of(f);
-    if (chunk == 0 || f.columns % chunk != 0 || (f.has_zeros && f.kind != CodeKind::kInt4)) return false;
+    if (chunk == 0 || (f.has_zeros && f.kind != CodeKind::kInt4)) return false;
     const int64_t bytes = std::min(chunk / 4 * (f.kind == CodeKind::kInt4 ? 1 : 2) / 2, 16);  // of one load
     bool all = reinterpret_cast<uintptr_t>(p.x) % 16 == 0 && p.x_row % 8 == 0 && p.x_group % 8 == 0 && f.code_row % bytes == 0;
     for (int g = 0; g < p.groups; ++g) all = all && reinterpret_cast<uintptr_t>(table.codes[g]) % bytes == 0;
@@ -302,7 +304,7 @@ void run_coded_rows(cudaStream_t stream, const char* op, const CodedProduct& p, 
             launch<CodeKind::kInt8>(stream, p, table);
             break;
         case CodeKind::kFp8:
-            launch<CodeKind::kFp8, 128>(stream, p, table);
+            launch<CodeKind::kFp8>(stream, p, table);
             break;
     }
     check_launch(op);

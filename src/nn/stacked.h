@@ -17,7 +17,22 @@ namespace fathom {
     return neighbours ? Tensor(a.data, a.dtype, {a.dim(0) + b.dim(0), a.dim(1)}) : Tensor();
 }
 
-// The same of weights; none is stacked unless all are, and with them their gradients where there are any.
+// The same of weights of one scheme whose scales and zero points follow each other, too; else one without codes.
+[[nodiscard]] inline Weight stacked(const Weight& a, const Weight& b) {
+    const bool blocks = a.scheme == Scheme::kFp8Block, groups = a.scheme == Scheme::kGroups;
+    if (a.scheme != b.scheme || (a.scheme != Scheme::kPlain && !blocks && !groups)) return {};
+    // The blocks of b must begin where those of a end.
+    if (blocks && (a.row0 != 0 || b.row0 != 0 || a.codes.dim(0) % kFp8Block != 0)) return {};
+    Weight both = a;
+    both.codes = stacked(a.codes, b.codes);
+    if (a.scheme != Scheme::kPlain) both.scales = stacked(a.scales, b.scales);
+    if (a.zeros || b.zeros) both.zeros = stacked(a.zeros, b.zeros);
+    const bool whole = both.codes && both.scales.defined() == a.scales.defined() && both.zeros.defined() == a.zeros.defined() &&
+                       a.zeros.defined() == b.zeros.defined();
+    return whole ? both : Weight();
+}
+
+// The same of parameters; none is stacked unless all are, and with them their gradients where there are any.
 struct Stacked {
     std::vector<Weight> weights;
     std::vector<Tensor> grads;
@@ -26,11 +41,10 @@ struct Stacked {
 [[nodiscard]] inline Stacked stacked(const std::vector<Param>& a, const std::vector<Param>& b) {
     Stacked all;
     for (size_t i = 0; i < a.size(); ++i) {
-        const bool plain = a[i].weight.scheme == Scheme::kPlain && b[i].weight.scheme == Scheme::kPlain;
-        const Tensor weight = plain ? stacked(a[i].weight.codes, b[i].weight.codes) : Tensor();
+        const Weight weight = stacked(a[i].weight, b[i].weight);
         const Tensor grad = stacked(a[i].grad, b[i].grad);
-        if (!weight || (a[i].grad && !grad)) return {};
-        all.weights.emplace_back(weight);
+        if (!weight.codes || (a[i].grad && !grad)) return {};
+        all.weights.push_back(weight);
         all.grads.push_back(grad);
     }
     return all;

@@ -150,6 +150,32 @@ TEST_F(QuantizedFolder, ComputesWithWhatItsNumbersSay) {
     }
 }
 
+// The CPU's ops, as if tensors had to be brought to a device.
+class DeviceLike final : public CpuOps {
+public:
+    using CpuOps::CpuOps;
+    [[nodiscard]] bool sees_host_memory() const override { return false; }
+};
+
+TEST_F(QuantizedFolder, OnADeviceCodesStayCodes) {
+    LoadedModel before = original();
+    DeviceLike device(pool_);
+    for (const Kind& kind : kKinds) {
+        fs::remove_all(folder_);
+        save(before, plan_folder(*before.model, kind.stored, kind.method), folder_);
+        const LoadedModel here = load_model(folder_, ops_, {.pack = false}), there = load_model(folder_, device, {});
+        std::map<std::string, Param*> expected;
+        here.model->visit([&](const std::string& name, Param& param) { expected.emplace(name, &param); });
+        there.model->visit([&](const std::string& name, Param& param) {
+            const Weight& stored = expected.at(name)->weight;
+            EXPECT_EQ(numbers_of(param), numbers_of(*expected.at(name))) << name;
+            EXPECT_NE(param.weight.codes.data, stored.codes.data) << name;
+            // Multiplied by both ways, of which codes know one.
+            EXPECT_EQ(param.weight.scheme, name.ends_with(kBothWays) ? Scheme::kPlain : stored.scheme) << name;
+        });
+    }
+}
+
 TEST_F(QuantizedFolder, ItsConfigSaysWhatOthersNeedToRead) {
     LoadedModel before = original();
     const auto config = [&](const Kind& kind) {

@@ -129,6 +129,35 @@ TEST(Stacked, NeighboursInMemoryAreOneMatrix) {
     EXPECT_FALSE(stacked(gate, up)) << "scales of two matrices";
 }
 
+TEST(Stacked, CodesAreOneMatrixWhereTheirScalesAreToo) {
+    Arena codes("codes"), scales("scales"), zeros("zeros");
+    const auto groups = [&](int64_t rows) {
+        Weight w(codes.allocate(DType::kU8, {rows, 64}), scales.allocate(DType::kBF16, {rows, 4}));
+        w.scheme = Scheme::kGroups;
+        w.zeros = zeros.allocate(DType::kU8, {rows, 4});
+        return w;
+    };
+    const Weight gate = groups(16), up = groups(16);
+    const Weight both = stacked(gate, up);
+    EXPECT_EQ(both.codes.describe(), "U8[32, 64]");
+    EXPECT_EQ(both.scales.describe(), "BF16[32, 4]");
+    EXPECT_EQ(both.zeros.describe(), "U8[32, 4]");
+    EXPECT_EQ(both.in_features(), 128);
+    Weight apart = up;
+    apart.scales = scales.allocate(DType::kBF16, {16, 4});
+    EXPECT_FALSE(stacked(gate, apart).codes) << "other scales lie between";
+    apart = up;
+    apart.zeros = {};
+    EXPECT_FALSE(stacked(gate, apart).codes) << "only one has zero points";
+
+    const auto blocks = [&](int64_t rows) {
+        return Weight(codes.allocate(DType::kF8E4M3, {rows, 1024}), scales.allocate(DType::kF32, {(rows + 127) / 128, 8}));
+    };
+    const Weight whole = blocks(256), next = blocks(256), partial = blocks(200), last = blocks(200);
+    EXPECT_EQ(stacked(whole, next).scales.describe(), "F32[4, 8]");
+    EXPECT_FALSE(stacked(partial, last).codes) << "a block would begin inside one of the other matrix";
+}
+
 void expect_moe_adjoint(const MoeConfig& config) {
     expect_adjoint([&](auto& side) {
         Moe moe(config);
