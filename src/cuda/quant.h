@@ -75,6 +75,7 @@ struct CodedProduct {
 
 // Whether run_coded_rows can: whole chunks of columns, and everything at multiples of the bytes it is read by.
 [[nodiscard]] bool suits_coded_rows(const CodedProduct& product, const CodeTable& table);
+// Codes, scales and zero points must not be what the kernel before this one in the stream writes: they are read before it ends.
 // y = x w^T with exact codes: sums of codes and bf16 in f32 per group, times the scale, added up in f32. An element's bits
 // depend on its row of x and on the matrix, on nothing else.
 void run_coded_rows(cudaStream_t stream, const char* op, const CodedProduct& product, const CodeTable& table);

@@ -4,8 +4,8 @@
 // the 16, so that one to eight rows of x cost the same. The order in which columns enter a sum is free, so a lane reads what
 // it multiplies as it lies in memory: a quarter of a chunk of columns (16 bytes of a row in int4), of two rows of the weight
 // and of its row of x. Codes become bf16 without rounding (integers up to 255, e4m3), f32 sums of a chunk are multiplied by its
-// scale and added up. Warp i has chunks i, i + 4, ..., whose codes are fetched several chunks ahead; the four sums are added
-// in order.
+// scale and added up. Warp i has chunks i, i + 4, ..., whose codes are fetched several chunks ahead, the first ones before the
+// kernel ahead has ended; the four sums are added in order.
 // Bytes: codes and scales once, x once per 16 rows of the weight, from L2. 2 m n k FLOP, and about 1.4 (int4), 1.8 (int8) or
 // 2.3 (FP8) integer instructions per code.
 #include "cuda/find_tile.cuh"
@@ -21,14 +21,15 @@ constexpr int kWarps = 4, kWeightRows = 16, kTileRows = 8;
 template <CodeKind kKind, int kChunk>
 constexpr int kWords = kChunk / 4 / (kKind == CodeKind::kInt4 ? 8 : 4);
 
+// Codes are read once: they need no place in L1, which x has use for.
 template <int kCount>
 __device__ __forceinline__ void load_words(uint32_t (&to)[kCount], const uint8_t* from) {
     if constexpr (kCount % 4 == 0) {
 #pragma unroll
-        for (int i = 0; i < kCount; i += 4) {
-            const uint4 four = __ldg(reinterpret_cast<const uint4*>(from) + i / 4);
-            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-        }
+        for (int i = 0; i < kCount; i += 4)
+            asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(to[i]), "=r"(to[i + 1]), "=r"(to[i + 2]), "=r"(to[i + 3])
+                         : "l"(from + 4 * i));
     } else if constexpr (kCount == 2) {
         const uint2 two = __ldg(reinterpret_cast<const uint2*>(from));
         to[0] = two.x, to[1] = two.y;
@@ -101,13 +102,19 @@ struct Decoder<CodeKind::kFp8> : ByteColumns {
     }
 };
 
-// A lane's part of two rows of a chunk, 8 rows of the weight apart.
+// A lane's part of two rows of a chunk, 8 rows of the weight apart: as it came, so that nothing waits for it yet.
 template <CodeKind kKind, int kChunk>
 struct Fetched {
     uint32_t codes[2][kWords<kKind, kChunk>];
-    float scale[2];
-    uint32_t zero[2];  // 128 + zero point, as a pair
+    uint32_t scale[2];  // bits of the scale's type
+    uint32_t zero[2];
 };
+
+__device__ __forceinline__ float scale_of(uint32_t bits, DType type) {
+    if (type == DType::kF32) return __uint_as_float(bits);
+    if (type == DType::kBF16) return __uint_as_float(bits << 16);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
 
 // A lane's two rows of one matrix. Behind the matrix's last row they are that row again.
 template <CodeKind kKind, int kChunk>
@@ -130,11 +137,12 @@ public:
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             load_words(to.codes[i], codes_[i] + static_cast<int64_t>(chunk) * 4 * kBytes);
-            to.scale[i] = load(scales_, format_.scale_type, scale_at_[i] + group);
-            if constexpr (kKind == CodeKind::kInt4) {
-                const uint32_t zero = format_.has_zeros ? __ldg(zeros_[i] + group) : 8u;
-                to.zero[i] = 0x43004300u + zero * 0x00010001u;  // zeros are at most 15
-            }
+            const int64_t at = scale_at_[i] + group;
+            if (format_.scale_type == DType::kF32)
+                to.scale[i] = __ldg(static_cast<const uint32_t*>(scales_) + at);
+            else
+                to.scale[i] = __ldg(static_cast<const uint16_t*>(scales_) + at);
+            if constexpr (kKind == CodeKind::kInt4) to.zero[i] = format_.has_zeros ? __ldg(zeros_[i] + group) : 8u;
         }
     }
 
@@ -148,34 +156,55 @@ private:
     int64_t scale_at_[2];
 };
 
-// sums += scale (codes x) of one chunk, kTiles x 8 rows of x of which this lane reads row lane / 4 of each tile: x[t], or null.
+// What a lane has of a chunk in its row of each tile of x: eight columns at a time.
+template <int kChunk, int kTiles>
+struct Columns {
+    uint4 eight[kTiles][kChunk / 32];
+
+    // x[t]: row lane / 4 of tile t, or null. Not by way of __ldg, which may be moved before the wait for the kernel ahead.
+    __device__ __forceinline__ void load(const Bf16* const (&x)[kTiles], int chunk) {
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+            const auto* from = reinterpret_cast<const uint4*>(x[t] + static_cast<int64_t>(chunk) * kChunk);
+#pragma unroll
+            for (int e = 0; e < kChunk / 32; ++e) eight[t][e] = x[t] == nullptr ? uint4{0, 0, 0, 0} : from[e];
+        }
+    }
+};
+
+// sums += scale (codes x) of one chunk.
 template <CodeKind kKind, int kChunk, int kTiles>
 __device__ __forceinline__ void multiply_chunk(float (&sums)[kTiles][4], const Fetched<kKind, kChunk>& w,
-                                               const Bf16* const (&x)[kTiles], int64_t column) {
-    constexpr int kEights = kChunk / 32, kPairs = Decoder<kKind>::kPairs;  // columns of this lane; of each word
+                                               const Columns<kChunk, kTiles>& x, DType scale_type) {
+    constexpr int kPairs = Decoder<kKind>::kPairs;  // of a word
+    uint32_t zero[2]{};                             // 128 + zero point, as a pair; zero points are at most 15
+    if constexpr (kKind == CodeKind::kInt4) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) zero[i] = 0x43004300u + w.zero[i] * 0x00010001u;
+    }
     float part[kTiles][4]{};
 #pragma unroll
-    for (int e = 0; e < kEights; ++e) {
+    for (int e = 0; e < kChunk / 32; ++e) {
         uint32_t left[2][4];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int word = 0; word < 4 / kPairs; ++word)
                 Decoder<kKind>::decode(*reinterpret_cast<uint32_t(*)[kPairs]>(left[i] + word * kPairs),
-                                       w.codes[i][e * 4 / kPairs + word], w.zero[i]);
+                                       w.codes[i][e * 4 / kPairs + word], zero[i]);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-            const uint4 eight = x[t] == nullptr ? uint4{0, 0, 0, 0} : __ldg(reinterpret_cast<const uint4*>(x[t] + column) + e);
             uint32_t right[4];
-            Decoder<kKind>::columns(right, eight);
+            Decoder<kKind>::columns(right, x.eight[t][e]);
             multiply_add(part[t], {left[0][0], left[1][0], left[0][1], left[1][1]}, right[0], right[1]);
             multiply_add(part[t], {left[0][2], left[1][2], left[0][3], left[1][3]}, right[2], right[3]);
         }
     }
+    const float scale[2] = {scale_of(w.scale[0], scale_type), scale_of(w.scale[1], scale_type)};
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[t][i] = fmaf(w.scale[i / 2], part[t][i], sums[t][i]);
+        for (int i = 0; i < 4; ++i) sums[t][i] = fmaf(scale[i / 2], part[t][i], sums[t][i]);
 }
 
 // The warps' sums, added in order, as rows of y. c[i] of a lane: row 2 (lane % 4) + i % 2 of x, lane / 4 + 8 (i / 2) of w.
@@ -200,46 +229,64 @@ __device__ __forceinline__ void add_and_store(const CodedProduct& p, int64_t y_a
     }
 }
 
+// Which rows of x meet which matrix in this block; group -1: none.
+template <int kRows>
+__device__ TileRows rows_of_block(const CodedProduct& p) {
+    if (p.offsets != nullptr) return find_tile<kRows>(p.offsets, p.groups, blockIdx.y);
+    const int64_t first = static_cast<int64_t>(blockIdx.y) * kRows;
+    return {static_cast<int>(blockIdx.z), first, min(p.m, first + kRows)};
+}
+
 template <CodeKind kKind, int kChunk, int kTiles>
 __global__ void __launch_bounds__(kWarps* kWarp)
     coded_rows_kernel(const __grid_constant__ CodedProduct p, const __grid_constant__ CodeTable table) {
     constexpr int kRows = kTiles * kTileRows, kAhead = kKind == CodeKind::kInt4 ? 4 : 2;
-    begin_early();
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp, quarter = lane % 4;
-    int group = static_cast<int>(blockIdx.z);
-    int64_t first = static_cast<int64_t>(blockIdx.y) * kRows, end = min(p.m, first + kRows), x_at = 0, y_at = 0;
-    if (p.offsets != nullptr) {
-        const TileRows tile = find_tile<kRows>(p.offsets, p.groups, blockIdx.y);
-        if (tile.group < 0) return;
-        group = tile.group, first = tile.begin, end = tile.end;
-    } else {
-        x_at = group * p.x_group, y_at = group * p.y_group;
-    }
+    const int chunks = static_cast<int>(p.format.columns / kChunk);
     const int64_t row = static_cast<int64_t>(blockIdx.x) * kWeightRows;
-    const Lines<kKind, kChunk> lines(p.format, table, group, row + lane / 4, quarter);
+    Fetched<kKind, kChunk> ahead[kAhead];
+    const auto first_chunks_of = [&](int group) {
+        const Lines<kKind, kChunk> lines(p.format, table, group, row + lane / 4, quarter);
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i)
+            if (warp + i * kWarps < chunks) lines.fetch(ahead[i], warp + i * kWarps);
+    };
+    // Before the kernel ahead has ended: codes are nothing that it writes. Offsets may be, so they are looked up again.
+    const int guess = rows_of_block<kRows>(p).group;
+    if (guess >= 0) first_chunks_of(guess);
+    begin_early();
+    const TileRows tile = rows_of_block<kRows>(p);
+    if (tile.group < 0) return;
+    if (tile.group != guess) first_chunks_of(tile.group);
+
+    const int64_t apart = p.offsets == nullptr ? tile.group : 0;
     const Bf16* x[kTiles];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-        const int64_t at = first + t * kTileRows + lane / 4;
-        x[t] = at < end ? static_cast<const Bf16*>(p.x) + x_at + at * p.x_row + quarter * (kChunk / 4) : nullptr;
+        const int64_t at = tile.begin + t * kTileRows + lane / 4;
+        x[t] =
+            at < tile.end ? static_cast<const Bf16*>(p.x) + apart * p.x_group + at * p.x_row + quarter * (kChunk / 4) : nullptr;
     }
-
-    const int chunks = static_cast<int>(p.format.columns / kChunk);
-    Fetched<kKind, kChunk> ahead[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-        if (warp + i * kWarps < chunks) lines.fetch(ahead[i], warp + i * kWarps);
+    const Lines<kKind, kChunk> lines(p.format, table, tile.group, row + lane / 4, quarter);
+    Columns<kChunk, kTiles> now, next;
+    if (warp < chunks) now.load(x, warp);
     float sums[kTiles][4]{};
     for (int base = warp; base < chunks; base += kAhead * kWarps) {
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
             const int chunk = base + i * kWarps;
             if (chunk >= chunks) break;
-            multiply_chunk<kKind, kChunk, kTiles>(sums, ahead[i], x, static_cast<int64_t>(chunk) * kChunk);
+            const bool another = chunk + kWarps < chunks;
+            if (kTiles == 1 && another) next.load(x, chunk + kWarps);  // more would not fit in registers
+            multiply_chunk<kKind, kChunk, kTiles>(sums, ahead[i], now, p.format.scale_type);
             if (chunk + kAhead * kWarps < chunks) lines.fetch(ahead[i], chunk + kAhead * kWarps);
+            if (kTiles == 1)
+                now = next;
+            else if (another)
+                now.load(x, chunk + kWarps);
         }
     }
-    add_and_store<kTiles>(p, y_at, sums, first, end, row);
+    add_and_store<kTiles>(p, apart * p.y_group, sums, tile.begin, tile.end, row);
 }
 
 // Columns that a warp reads at a time: of one scale, up to 128; 0: no such kernel.
