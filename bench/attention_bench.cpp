@@ -1,7 +1,7 @@
 // Attention on the CPU: GFLOP/s of the causal products (pairs that meet, nothing else) against the f32 multiply-add roof, in
 // one run. Time is the process's CPU time divided by its threads, so that other work on the machine does not count; caches and
 // memory are shared with it all the same, so the best of several rounds is taken.
-//   attention_bench [threads]
+//   attention_bench [threads] [latent]
 #include <fmt/format.h>
 #include <time.h>
 
@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <string_view>
 #include <vector>
 
 #include "base/rng.h"
@@ -29,7 +30,7 @@ double cpu_seconds() {
 
 class Bench {
 public:
-    explicit Bench(int threads) : pool_(threads), ops_(pool_) {}
+    explicit Bench(int threads) : pool_(threads), ops_(pool_), rounding_ops_(pool_, false) {}
 
     Tensor random(std::initializer_list<int64_t> dims, DType type = DType::kF32) {
         Tensor t(nullptr, type, dims);
@@ -71,20 +72,33 @@ public:
     }
 
     void latent(int64_t h, int64_t c, int64_t r, DType type, int32_t rows, int32_t keys) {
-        const Tensor q = random({rows, h, c + r}), latents = random({keys, c + r}, type), u = random({rows, h, c}),
-                     lse = random({rows, h});
+        latent(ops_, h, c, r, random({keys, c + r}, type), name_of(type), rows, keys);
+    }
+    // int8 or int4 blocks, in f32 and in whole numbers.
+    void latent(int64_t h, int64_t c, int64_t r, BlockType type, int32_t rows, int32_t keys) {
+        const Tensor latents = random({keys, c + r}), all = random({keys}, DType::kI32);
+        std::iota(all.as<int32_t>(), all.as<int32_t>() + keys, 0);
+        const Weight blocks(random({keys, (c + r) / 32 * traits_of(type).bytes}, DType::kU8), type);
+        ops_.scatter_weight_rows(blocks, latents, all);
+        latent(ops_, h, c, r, blocks, traits_of(type).name, rows, keys);
+        latent(rounding_ops_, h, c, r, blocks, fmt::format("{} in whole numbers", traits_of(type).name), rows, keys);
+    }
+
+private:
+    void latent(CpuOps& ops, int64_t h, int64_t c, int64_t r, const Weight& latents, std::string_view type, int32_t rows,
+                int32_t keys) {
+        const Tensor q = random({rows, h, c + r}), u = random({rows, h, c}), lse = random({rows, h});
         const Spans all = spans({rows}, {keys});
         const double roof = fma_rate();
-        const double time = seconds_of([&] { ops_.latent_attention(u, lse, q, latents, all, 0.1); });
+        const double time = seconds_of([&] { ops.latent_attention(u, lse, q, latents, all, 0.1); });
         const double pairs = static_cast<double>(rows) * (keys - 0.5 * (rows - 1));
         const double flops = 2 * pairs * static_cast<double>(h * (2 * c + r)) / time;
         fmt::print(
             "latent, {} heads, {}+{} {}, {} x {}: {:.0f} us, {:.0f} GFLOP/s ({:.0f} % of {:.0f}), {:.1f} GB/s of latents\n", h,
-            c, r, name_of(type), rows, keys, time * 1e6, flops / 1e9, 100 * flops / roof, roof / 1e9,
-            static_cast<double>(latents.bytes()) / time / 1e9);
+            c, r, type, rows, keys, time * 1e6, flops / 1e9, 100 * flops / roof, roof / 1e9,
+            static_cast<double>(latents.codes.bytes()) / time / 1e9);
     }
 
-private:
     double seconds_of(const std::function<void()>& call) {
         double best = 1e30, total = 0;
         for (int round = 0; round < 4 || (total < 1 && round < 100); ++round) {
@@ -108,7 +122,7 @@ private:
     std::atomic<float> sink_ = 0;
 
     ThreadPool pool_;
-    CpuOps ops_;
+    CpuOps ops_, rounding_ops_;
     Rng rng_{1};
     std::vector<Buffer> memory_;
 };
@@ -118,12 +132,17 @@ private:
 
 int main(int argc, char** argv) {
     fathom::Bench bench(argc > 1 ? std::atoi(argv[1]) : 0);
-    bench.expanded(8, 64, 32, 64, {1024});
-    bench.expanded(8, 64, 32, 64, std::vector<int32_t>(4, 1024));
-    bench.expanded(8, 128, 64, 128, {1024});
-    bench.expanded(8, 64, 32, 64, std::vector<int32_t>(16, 200));
+    if (argc < 3) {
+        bench.expanded(8, 64, 32, 64, {1024});
+        bench.expanded(8, 64, 32, 64, std::vector<int32_t>(4, 1024));
+        bench.expanded(8, 128, 64, 128, {1024});
+        bench.expanded(8, 64, 32, 64, std::vector<int32_t>(16, 200));
+    }
     bench.latent(16, 512, 64, fathom::DType::kBF16, 1, 8192);
     bench.latent(16, 512, 64, fathom::DType::kF32, 1, 8192);
+    bench.latent(16, 512, 64, fathom::BlockType::kQ80, 1, 8192);
+    bench.latent(16, 512, 64, fathom::BlockType::kQ40, 1, 8192);
+    bench.latent(128, 512, 64, fathom::BlockType::kQ80, 1, 8192);
     bench.latent(128, 512, 64, fathom::DType::kBF16, 1, 8192);
     bench.latent(16, 512, 64, fathom::DType::kBF16, 256, 2048);
     bench.latent(8, 64, 16, fathom::DType::kF32, 1024, 1024);

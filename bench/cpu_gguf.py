@@ -36,11 +36,14 @@ BEST_FLAGS["ik_llama.cpp, repacked"] = BEST_FLAGS["ik_llama.cpp"] + ["-rtr", "1"
 def run_counted(command):
     """Standard output of a command, its processor seconds and its peak resident bytes."""
     with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}")
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(command, stdout=out, stderr=errors)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode != 0:
+                errors.seek(0)
+                last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
+                raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}: {' '.join(last)}")
         out.seek(0)
         return out.read().decode(), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
@@ -72,7 +75,17 @@ def peer(binary, file, run, threads, clock, flags):
     return result
 
 
+def attempt(measure, *how):
+    """What `measure` says; a peer that cannot run a file costs its own figure only."""
+    try:
+        return measure(*how)
+    except (RuntimeError, OSError, ValueError, LookupError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
 def rate_of(row, clock):
+    if "error" in row:
+        return None
     return row["tokens_per_s"] if clock == "wall" else 1 / row["cpu_s_per_token"] if "cpu_s_per_token" in row else None
 
 
@@ -154,7 +167,7 @@ def main():
                 record(**common, program="fathom", **ours(options.fathom, file, run, threads, options.cache_type))
                 for name, binary in peers.items():
                     if binary:
-                        record(**common, program=name, **peer(binary, file, run, threads, options.clock, BEST_FLAGS[name]))
+                        record(**common, program=name, **attempt(peer, binary, file, run, threads, options.clock, BEST_FLAGS[name]))
     m = result["machine"]
     unit = "tokens/s" if options.clock == "wall" else "tokens per second of processor time"
     text = (f"# {options.shape}, random weights: {unit}\n\n{m['cpu']}, {m['cores']} cores, load {m['load']:.1f}, {threads} thread(s), "

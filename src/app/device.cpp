@@ -98,7 +98,7 @@ Device::Device(const Globals& globals) : threads_(globals.threads) {
     const Choice choice = parse(globals.device);
     if (choice.kind == Choice::Kind::kCuda) ops_ = open_cuda(choice.gpu, globals);
     if (choice.kind == Choice::Kind::kAuto) ops_ = open_automatically(globals);
-    if (ops_ == nullptr) ops_ = std::make_unique<CpuOps>(threads_);
+    if (ops_ == nullptr) ops_ = std::make_unique<CpuOps>(threads_, globals.deterministic);
 }
 
 }  // namespace fathom

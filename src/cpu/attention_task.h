@@ -90,6 +90,9 @@ struct AttentionKernels {
 
 [[nodiscard]] const AttentionKernels& attention_kernels_avx2();
 [[nodiscard]] const AttentionKernels& attention_kernels_avx512();
+// Whole-number products over blocks (attention_vnni_avx512.cpp), not the bits of the others; no backward.
+[[nodiscard]] const AttentionKernels& attention_kernels_vnni();
+[[nodiscard]] bool has_whole_number_attention(const AttentionTask& task);
 [[nodiscard]] inline const AttentionKernels& attention_kernels_of(Isa isa) {
     return isa == Isa::kAvx512 ? attention_kernels_avx512() : attention_kernels_avx2();
 }

@@ -5,8 +5,13 @@
 
 namespace fathom {
 
-CpuOps::CpuOps(ThreadPool& pool) : CpuOps(pool, choose_isa()) {}
+CpuOps::CpuOps(ThreadPool& pool, bool deterministic) : CpuOps(pool, choose_isa(), deterministic) {}
 
-CpuOps::CpuOps(ThreadPool& pool, Isa isa) : pool_(pool), isa_(isa), kernels_(kernels_of(isa)), scratch_(pool.size()) {}
+CpuOps::CpuOps(ThreadPool& pool, Isa isa, bool deterministic)
+    : pool_(pool),
+      isa_(isa),
+      deterministic_(deterministic),
+      kernels_(kernels_of(isa)),
+      scratch_(pool.size()) {}
 
 }  // namespace fathom

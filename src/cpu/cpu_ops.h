@@ -14,8 +14,10 @@ struct Kernels;  // cpu/kernels.h
 // Tensors are host memory. Calls return when the work is done; one caller at a time (the pool's rule).
 class CpuOps : public Ops {
 public:
-    explicit CpuOps(ThreadPool& pool);           // the best instruction set this machine has (cpu/isa.h)
-    explicit CpuOps(ThreadPool& pool, Isa isa);  // tests: this one
+    // The best instruction set this machine has (cpu/isa.h). Not `deterministic`: attention over caches of int8 or int4 blocks
+    // rounds queries and the softmax's weights to 8 bits (docs/decisions/013), which the trainer does not.
+    explicit CpuOps(ThreadPool& pool, bool deterministic = true);
+    explicit CpuOps(ThreadPool& pool, Isa isa, bool deterministic = true);  // tests: this one
     [[nodiscard]] DType compute_dtype() const override { return DType::kF32; }
 
     // ---- memory ----
@@ -103,6 +105,7 @@ public:
 private:
     ThreadPool& pool_;
     Isa isa_;
+    bool deterministic_;
     const Kernels& kernels_;
     Scratch scratch_;
 };
