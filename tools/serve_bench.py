@@ -87,58 +87,76 @@ async def prefix(port, tokens):
     return percentile(cold, 0.5), percentile(warm, 0.5)
 
 
-async def overload(port, clients, seconds, tokens):
-    """Clients that come back at once, answered or refused: how many were refused, and the time a token took of those answered."""
+async def overload(port, clients, seconds, prompt_tokens, tokens):
+    """Clients that come back at once, answered or refused: the times to the first token and per further token of those answered, in seconds, and how
+    many were refused."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    answered, refused = [], 0
+    first, further, refused = [], [], 0
 
     async def client(number):
         nonlocal refused
-        while loop.time() < end:
-            body = {"prompt": f"Once upon a time there were {number} dogs", "max_tokens": tokens, "ignore_eos": True, "temperature": 1, "seed": number}
-            times, whole = await stream(port, body)
+        for turn in range(1 << 30):
+            if loop.time() >= end:
+                return
+            ids = [100 + (31 * i + 977 * number + 7919 * turn) % 8000 for i in range(prompt_tokens)]  # nothing is found in the cache
+            times, whole = await stream(port, {"prompt": ids, "max_tokens": tokens, "ignore_eos": True, "temperature": 1, "seed": number})
             if whole:
-                answered.append((times[-1] - times[0]) / (len(times) - 1))
+                first.append(times[0])
+                further.append((times[-1] - times[0]) / (len(times) - 1))
             else:
                 refused += 1
                 await asyncio.sleep(0.2)
 
     await asyncio.gather(*[client(number) for number in range(clients)])
-    return answered, refused
+    return first, further, refused
 
 
-def objective(fathom, model, clients, seconds):
-    """Under a load that would miss it, the time per token of what is admitted stays below --tpot-slo-ms; the rest gets 429."""
-    tokens = 64
+def objective(fathom, model, clients, seconds, which):
+    """Under a load that would miss it, what is admitted keeps the objective, and the rest gets 429. which: tpot (short prompts, answers of 64 tokens)
+    or ttft (prompts of 256 tokens, answers of 4)."""
+    lengths, index = ((8, 64), 1) if which == "tpot" else ((256, 4), 0)
     free = Server(fathom, model, "--max-num-seqs", "1024", "--max-waiting", "4096")
     try:
-        asyncio.run(overload(free.port, 1, 2, tokens))  # warm
-        alone, _ = asyncio.run(overload(free.port, 1, 3, tokens))
-        without, _ = asyncio.run(overload(free.port, clients, seconds, tokens))
+        asyncio.run(overload(free.port, 1, 2, *lengths))  # warm
+        alone = asyncio.run(overload(free.port, 1, 3, *lengths))[index]
+        without = asyncio.run(overload(free.port, clients, seconds, *lengths))[index]
     finally:
         free.stop()
     target = 1e3 * (percentile(alone, 0.5) * percentile(without, 0.5)) ** 0.5  # between what one gets and what all together get
-    held = Server(fathom, model, "--max-num-seqs", "1024", "--max-waiting", "4", "--tpot-slo-ms", f"{target:.3f}")
+    limits = ["--max-waiting", "4"] if which == "tpot" else []
+    held = Server(fathom, model, "--max-num-seqs", "1024", f"--{which}-slo-ms", f"{target:.3f}", *limits)
     try:
-        asyncio.run(overload(held.port, clients, 2, tokens))  # learns how long its batches take
-        answered, refused = asyncio.run(overload(held.port, clients, seconds, tokens))
+        asyncio.run(overload(held.port, clients, 2, *lengths))  # learns how long its batches take
+        result = asyncio.run(overload(held.port, clients, seconds, *lengths))
     finally:
         held.stop()
-    return {"clients": clients, "alone_tpot_ms": 1e3 * percentile(alone, 0.5), "without_p99_tpot_ms": 1e3 * percentile(without, 0.99), "slo_ms": target,
-            "median_tpot_ms": 1e3 * percentile(answered, 0.5), "p99_tpot_ms": 1e3 * percentile(answered, 0.99), "answered": len(answered),
-            "refused_429": refused, "ratio": 1e3 * percentile(answered, 0.99) / target, "bound": 1.0}
+    times, refused = result[index], result[2]
+    return {"clients": clients, "alone_ms": 1e3 * percentile(alone, 0.5), "without_p99_ms": 1e3 * percentile(without, 0.99), "slo_ms": target,
+            "median_ms": 1e3 * percentile(times, 0.5), "p99_ms": 1e3 * percentile(times, 0.99), "answered": len(times), "refused_429": refused,
+            "ratio": 1e3 * percentile(times, 0.99) / target, "bound": 1.0}
 
 
-def throughput(fathom, model, server):
-    bench = [fathom, "bench", "serve", "--port", str(server.port), "--json", "--quiet", "--num-prompts", "96", "--max-concurrency", "32",
-             "--input-len", "32", "--output-len", "200", "--ignore-eos"]
-    served = json.loads(subprocess.run(bench, check=True, capture_output=True, text=True).stdout)
-    rates = {}
-    for batch in (1, 32):
-        run = [fathom, "bench", "decode", model, "--batch", str(batch), "--depth", "32", "--max-new-tokens", "100", "--json", "--quiet"]
-        rates[batch] = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    return served, rates
+def throughput(fathom, model, server, rounds):
+    """Tokens a second: served at 32 requests at a time, greedy and sampled, and raw at batches of 32 and 1, in turn."""
+    def served(temperature):
+        bench = [fathom, "bench", "serve", "--port", str(server.port), "--json", "--quiet", "--num-prompts", "96", "--max-concurrency", "32",
+                 "--input-len", "32", "--output-len", "200", "--ignore-eos", "--temperature", str(temperature)]
+        return json.loads(subprocess.run(bench, check=True, capture_output=True, text=True).stdout)["output_throughput"]
+
+    def raw(batch):
+        run = [fathom, "bench", "decode", model, "--batch", str(batch), "--depth", "32", "--max-new-tokens", "66", "--repetitions", "3", "--json", "--quiet"]
+        return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)["tokens_per_second"]
+
+    all_rates = {"served": lambda: served(0), "raw": lambda: raw(32), "served_sampled": lambda: served(1), "raw_batch_1": lambda: raw(1)}
+    rates = {name: [] for name in all_rates}
+    for _ in range(rounds):
+        for name, measure in all_rates.items():
+            rates[name].append(measure())
+    middle = {name: percentile(values, 0.5) for name, values in rates.items()}
+    ratio = percentile([a / b for a, b in zip(rates["served"], rates["raw"])], 0.5)
+    return {**middle, "ratio": ratio, "bound": 0.85, "ratio_sampled": middle["served_sampled"] / middle["raw"],
+            "raw_batch_32_over_1": middle["raw"] / middle["raw_batch_1"], "bound_batch": 3.0, "rounds": rates}
 
 
 def main():
@@ -147,24 +165,30 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--prefix", type=int, default=2000)
-    parser.add_argument("--clients", type=int, default=64, help="of the overload that --tpot-slo-ms is tried under")
+    parser.add_argument("--clients", type=int, default=64, help="of the overload that the objectives are tried under")
+    parser.add_argument("--rounds", type=int, default=3, help="of the throughput")
+    parser.add_argument("--only", choices=["prefix", "idle", "throughput", "streams", "tpot-slo", "ttft-slo"], nargs="+", help="these figures")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    wanted = set(options.only or ["prefix", "idle", "throughput", "streams", "tpot-slo", "ttft-slo"])
     server = Server(options.fathom, options.model, "--max-num-seqs", "1024", "--cache-tokens", "131072")
     figures = {}
     try:
-        cold, warm = asyncio.run(prefix(server.port, options.prefix))
-        figures["prefix"] = {"tokens": options.prefix, "cold_ms": 1e3 * cold, "warm_ms": 1e3 * warm, "ratio": warm / cold, "bound": 0.10}
-        figures["idle_connection_bytes"] = {"value": asyncio.run(idle_memory(server, 500)), "bound": 40 * 1024}
-        served, rates = throughput(options.fathom, options.model, server)
-        raw = {batch: result["tokens_per_second"] for batch, result in rates.items()}
-        figures["throughput_32"] = {"served": served["output_throughput"], "raw": raw[32], "ratio": served["output_throughput"] / raw[32], "bound": 0.85,
-                                    "raw_batch_32_over_1": raw[32] / raw[1], "bound_batch": 3.0}
-        streams = asyncio.run(many_streams(server.port, options.streams, 40))
-        figures["streams"] = {**streams, "p99_over_median": streams["p99_gap_ms"] / streams["median_gap_ms"], "bound": 3.0}
+        if "prefix" in wanted:
+            cold, warm = asyncio.run(prefix(server.port, options.prefix))
+            figures["prefix"] = {"tokens": options.prefix, "cold_ms": 1e3 * cold, "warm_ms": 1e3 * warm, "ratio": warm / cold, "bound": 0.10}
+        if "idle" in wanted:
+            figures["idle_connection_bytes"] = {"value": asyncio.run(idle_memory(server, 500)), "bound": 40 * 1024}
+        if "throughput" in wanted:
+            figures["throughput_32"] = throughput(options.fathom, options.model, server, options.rounds)
+        if "streams" in wanted:
+            streams = asyncio.run(many_streams(server.port, options.streams, 40))
+            figures["streams"] = {**streams, "p99_over_median": streams["p99_gap_ms"] / streams["median_gap_ms"], "bound": 3.0}
     finally:
         figures["exit_code_after_sigterm"] = server.stop()
-    figures["tpot_slo"] = objective(options.fathom, options.model, options.clients, 15)
+    for which in ("tpot", "ttft"):
+        if f"{which}-slo" in wanted:
+            figures[f"{which}_slo"] = objective(options.fathom, options.model, options.clients, 15, which)
     for name, values in figures.items():
         print(f"{name}: {json.dumps(values)}")
     if options.out:

@@ -14,8 +14,7 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kGpuRows = 8192;  // of a step on a GPU, which a CPU's 512 would leave idle
-constexpr int64_t kSlack = 64;      // tokens of the page that a sequence begins but does not fill
+constexpr int64_t kSlack = 64;  // tokens of the page that a sequence begins but does not fill
 
 CacheType cache_type(const BenchOptions& options) { return *cache_type_from_name(options.cache_type); }
 
@@ -27,7 +26,7 @@ public:
           batch(sequences(options)),
           counts_(device.ops().sees_host_memory()),
           counter(device.ops()),
-          engine(model.model(), device.ops(), engine_options(options, length)) {
+          engine(model.model(), device.ops(), engine_options(options, device, length)) {
         if (length <= engine.max_length()) return;
         throw Error(ErrorKind::kUsage, fmt::format("the run needs {} tokens a sequence, the model reads at most {} "
                                                    "(max_position_embeddings): give a smaller --depth, --prompt-tokens, "
@@ -73,12 +72,13 @@ public:
     Engine engine;
 
 private:
-    [[nodiscard]] EngineOptions engine_options(const BenchOptions& options, int64_t length) {
+    [[nodiscard]] EngineOptions engine_options(const BenchOptions& options, Device& device, int64_t length) {
         EngineOptions result;
+        result.threads = &device.threads();
         result.cache_tokens = batch * (length + kSlack);
         result.cache_type = cache_type(options);
-        if (!counts_) result.max_batch_rows = result.prefill_chunk = kGpuRows;
-        result.max_batch_rows = std::max(result.max_batch_rows, batch);
+        result.prefill_chunk = usual_batch_rows(device.ops());
+        result.max_batch_rows = std::max(result.prefill_chunk, batch);
         result.max_sequences = batch;
         if (counts_)
             result.on_routing = [this](std::span<const Routing> routing, std::span<const RequestRows>) { counter(routing); };
@@ -102,8 +102,7 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
     const int64_t prompt = std::max<int64_t>(options.depth + options.prompt_tokens, 1),
                   steps = options.max_new_tokens > 0 ? options.max_new_tokens : 32;
     // Sequences whose prompts are read early decode while the others are read.
-    const int64_t rows = device.ops().sees_host_memory() ? EngineOptions().max_batch_rows : kGpuRows;
-    const int64_t reading = BenchEngine::sequences(options) * prompt / rows + 1;
+    const int64_t reading = BenchEngine::sequences(options) * prompt / usual_batch_rows(device.ops()) + 1;
     const int64_t answer = 1 + reading + options.repetitions * (steps + 1);
     BenchEngine run(options, device, prompt + answer);
     std::mt19937_64 random(1);

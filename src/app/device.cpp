@@ -40,9 +40,13 @@ struct Plugin {
     Ops* (*open)(int device, bool bf16, bool deterministic, char* message, int64_t size) = nullptr;
 };
 
+// Beside the program, where it is built; an installed one has it in lib/fathom beside bin.
 std::filesystem::path plugin_path() {
     std::error_code ignored;
-    return std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path() / "libfathom_cuda.so";
+    const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path(),
+                                beside = folder / "libfathom_cuda.so",
+                                installed = folder.parent_path() / "lib/fathom/libfathom_cuda.so";
+    return !std::filesystem::exists(beside, ignored) && std::filesystem::exists(installed, ignored) ? installed : beside;
 }
 
 // Opened once and never closed: kernels and their memory live as long as the process.

@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "app/config_file.h"
 #include "app/paged_experts.h"
+#include "app/random_weights.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "io/gguf_tokenizer.h"
@@ -35,6 +37,33 @@ Json tokenizer_settings(const LoadedModel& loaded, const fs::path& folder) {
     return add ? Json{{"add_bos_token", *add}} : Json::object();
 }
 
+LoadedModel open_model(const ModelOptions& options, Ops& ops) {
+    const bool drafts = options.with_mtp || options.speculation.wanted();
+    if (options.model.empty() == options.random_config.empty()) {
+        throw Error(ErrorKind::kUsage, "give either a MODEL or --random-config FILE");
+    }
+    if (options.random_config.empty()) {
+        return load_model(options.model, ops,
+                          {.dtype = options.weights_dtype(),
+                           .with_mtp = drafts,
+                           .pack = options.pack,
+                           .page_experts = options.ram > 0,
+                           .pack_plain = options.pack && options.forward_only,
+                           .repack_cache = options.repack_cache});
+    }
+    if (options.tokenizer.empty()) {
+        throw Error(ErrorKind::kUsage,
+                    "--random-config has no tokenizer of its own: give --tokenizer DIR, e.g. models/stories");
+    }
+    if (options.ram > 0) throw Error(ErrorKind::kUsage, "--ram reads experts from a file: --random-config has none");
+    LoadedModel loaded;
+    loaded.config = read_config_file(options.random_config).model;
+    if (!drafts) loaded.config.num_nextn_predict_layers = 0;
+    loaded.model = std::make_unique<DeepSeek>(loaded.config);
+    draw_weights(loaded, options.dtype == "auto" ? "bf16" : options.dtype, ops);
+    return loaded;
+}
+
 bool has_tokenizer(const fs::path& folder) {
     return fs::exists(folder / "tokenizer.json") || fs::exists(folder / "tiktoken.model");
 }
@@ -52,6 +81,15 @@ void ModelOptions::declare_memory(CLI::App& verb) {
         ->type_name("DIR")
         ->envname("FATHOM_REPACK_CACHE")
         ->group("Computing");
+}
+
+void ModelOptions::declare_random(CLI::App& verb) {
+    verb.get_option("model")->required(false);
+    verb.add_option("--random-config", random_config,
+                    "instead of MODEL: config.json or a training configuration; weights are drawn at random, to measure with")
+        ->type_name("FILE");
+    verb.add_option("--tokenizer", tokenizer, "a folder whose tokenizer, chat template and defaults are used, not the model's")
+        ->type_name("DIR");
 }
 
 CLI::Option* add_cache_type(CLI::App& verb, std::string& cache_type) {
@@ -115,25 +153,20 @@ OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text t
     : options_(options),
       deterministic_(globals.deterministic),
       device_(globals),
-      loaded_(load_model(options.model, device_.ops(),
-                         {.dtype = options.weights_dtype(),
-                          .with_mtp = options.with_mtp || options.speculation.wanted(),
-                          .pack = options.pack,
-                          .page_experts = options.ram > 0,
-                          .pack_plain = options.pack && options.forward_only,
-                          .repack_cache = options.repack_cache})) {
+      loaded_(open_model(options, device_.ops())) {
     if (text == Text::kNo) return;
-    if (loaded_.gguf) {
+    const std::string& folder = options.text_folder();
+    if (loaded_.gguf && options.tokenizer.empty()) {
         const TokenizerFiles files = tokenizer_files_of_gguf(loaded_.gguf->view());
         tokenizer_ = Tokenizer::from_json(files.tokenizer_json, files.tokenizer_config);
-    } else if (!has_tokenizer(options.model)) {
+    } else if (!has_tokenizer(folder)) {
         if (text == Text::kWanted) return;
         throw Error(ErrorKind::kInput,
                     fmt::format("{}: no tokenizer.json or tiktoken.model there: put the model's tokenizer into the folder, or "
                                 "give token ids with fathom generate --prompt-ids",
-                                options.model));
+                                folder));
     }
-    if (!tokenizer_) tokenizer_ = Tokenizer::load(options.model);
+    if (!tokenizer_) tokenizer_ = Tokenizer::load(folder);
     check_vocabulary();
     bos_ = find_bos();
 }
@@ -144,11 +177,11 @@ void OpenModel::check_vocabulary() const {
     if (tokenizer_->vocab_size() <= config().vocab_size) return;
     throw Error(ErrorKind::kInput,
                 fmt::format("{}: the tokenizer has ids up to {}, the model's vocab_size is {}: they do not belong together",
-                            options_.model, tokenizer_->vocab_size() - 1, config().vocab_size));
+                            options_.text_folder(), tokenizer_->vocab_size() - 1, config().vocab_size));
 }
 
 std::optional<int32_t> OpenModel::find_bos() const {
-    const Json settings = tokenizer_settings(loaded_, options_.model);
+    const Json settings = tokenizer_settings(loaded_, options_.text_folder());
     const auto key = settings.find("add_bos_token");
     const bool add = key != settings.end() && key->is_boolean() ? key->get<bool>() : config().bos_token_id.has_value();
     if (!add) return std::nullopt;
@@ -171,7 +204,7 @@ std::vector<int32_t> OpenModel::stop_ids() const {
         ids.insert(ids.end(), tokenizer_->stop_ids().begin(), tokenizer_->stop_ids().end());
         return ids;
     }
-    const Json eos = read_settings(fs::path(options_.model) / "generation_config.json").value("eos_token_id", Json());
+    const Json eos = read_settings(fs::path(options_.text_folder()) / "generation_config.json").value("eos_token_id", Json());
     for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
         if (id.is_number_integer()) ids.push_back(id.get<int32_t>());
     }
@@ -192,6 +225,7 @@ ExpertSource* OpenModel::page_experts(int64_t cache_tokens) {
 EngineOptions OpenModel::engine_options(int64_t cache_tokens) {
     EngineOptions options;
     options.experts = page_experts(cache_tokens);
+    options.threads = &device_.threads();
     options.cache_tokens = cache_tokens;
     options.cache_type = options_.held_as();
     options.deterministic = deterministic_;

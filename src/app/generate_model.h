@@ -27,6 +27,8 @@ class PagedExperts;
 
 struct ModelOptions {
     std::string model;
+    std::string random_config;  // instead of `model`: a configuration whose weights are drawn
+    std::string tokenizer;      // a folder that has one; empty: the model's own
     std::string dtype = "auto";
     std::string cache_type = "f32";
     bool pack = true;                // LoadOptions::pack
@@ -39,6 +41,10 @@ struct ModelOptions {
     // MODEL, --dtype and --cache-type.
     void declare(CLI::App& verb);
     void declare_memory(CLI::App& verb);
+    // --random-config and --tokenizer, for verbs that can do without a checkpoint. After declare().
+    void declare_random(CLI::App& verb);
+    // Where tokenizer, chat template and generation_config.json lie.
+    [[nodiscard]] const std::string& text_folder() const { return tokenizer.empty() ? model : tokenizer; }
     [[nodiscard]] std::optional<DType> weights_dtype() const;  // nothing: as stored
     [[nodiscard]] CacheType held_as() const;                   // --cache-type
 };
@@ -61,6 +67,7 @@ public:
     enum class Text { kNeeded, kWanted, kNo };  // kWanted: a missing tokenizer is fine
 
     // Throws Error{kInput}: a broken checkpoint, a tokenizer that does not fit it, none although text is kNeeded.
+    // Error{kUsage}: neither a model nor a configuration, or both.
     OpenModel(const ModelOptions& options, const Globals& globals, Text text);
     ~OpenModel();
     OpenModel(const OpenModel&) = delete;

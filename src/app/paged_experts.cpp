@@ -50,9 +50,11 @@ std::string PagedExperts::summary() const {
 
 nlohmann::ordered_json PagedExperts::json() const {
     const ExpertCache::Counters n = cache_.counters();
-    return {{"slots", cache_.slots()}, {"experts", cache_.experts()}, {"required", n.required},
-            {"hits", n.hits},          {"hit_rate", n.hit_rate()},    {"foreseen", n.foreseen},
-            {"fetched", n.fetched},    {"bytes_read", n.bytes_read},  {"stalled_seconds", n.stalled_seconds}};
+    return {{"slots", cache_.slots()},    {"experts", cache_.experts()},
+            {"required", n.required},     {"hits", n.hits},
+            {"hit_rate", n.hit_rate()},   {"foreseen", n.foreseen},
+            {"recalled", n.recalled},     {"fetched", n.fetched},
+            {"bytes_read", n.bytes_read}, {"stalled_seconds", n.stalled_seconds}};
 }
 
 }  // namespace fathom

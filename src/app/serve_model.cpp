@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/error.h"
 #include "serve/protocols.h"
 
 namespace fathom {
 namespace {
+
+constexpr int64_t kRoutingEvery =
+    64;  // batches: whose experts the dashboard draws; to look at one costs up to a batch on a GPU
 
 EngineOptions engine_options(OpenModel& model, const ServeOptions& options, ExpertLoad& experts) {
     const int64_t longest = model.config().max_position_embeddings;
@@ -14,8 +18,13 @@ EngineOptions engine_options(OpenModel& model, const ServeOptions& options, Expe
     EngineOptions result =
         model.engine_options(options.cache_tokens > 0 ? options.cache_tokens : std::max<int64_t>(4 * length, 65536));
     result.max_sequences = options.max_sequences;
-    result.max_batch_rows = result.prefill_chunk = options.batch_rows;
+    result.max_batch_rows = result.prefill_chunk = options.batch_rows > 0 ? options.batch_rows : usual_batch_rows(model.ops());
     result.max_length = length;
+    if (options.overload_top_k > 0 && result.deterministic) {
+        throw Error(ErrorKind::kUsage, "--overload-top-k makes answers depend on the load, which --deterministic excludes");
+    }
+    result.overload_experts = options.overload_top_k;
+    result.routing_every = kRoutingEvery;
     result.on_routing = [&experts](std::span<const Routing> routing, std::span<const RequestRows>) { experts(routing); };
     return result;
 }
@@ -30,10 +39,12 @@ ServedModel describe(const OpenModel& model, const ServeOptions& options, int64_
     ServedModel served;
     served.names = options.names;
     if (served.names.empty())
-        served.names.push_back(std::filesystem::weakly_canonical(options.model.model).filename().string());
+        served.names.push_back(options.model.random_config.empty()
+                                   ? std::filesystem::weakly_canonical(options.model.model).filename().string()
+                                   : std::filesystem::path(options.model.random_config).stem().string());
     served.tokenizer = model.tokenizer();
-    served.format = choose_chat_format(model, options.model.model, options.chat_format);
-    served.defaults = options.sampling.resolve(options.model.model);
+    served.format = choose_chat_format(model, options.model.text_folder(), options.chat_format);
+    served.defaults = options.sampling.resolve(options.model.text_folder());
     served.stop_ids = model.stop_ids();
     served.bos = model.bos_to_add();
     served.max_length = max_length;
@@ -45,6 +56,7 @@ ServedModel describe(const OpenModel& model, const ServeOptions& options, int64_
 
 void ServeOptions::declare(CLI::App& verb) {
     model.declare(verb);
+    model.declare_random(verb);
     sampling.declare(verb);
     model.speculation.declare(verb);
     model.declare_memory(verb);
@@ -61,7 +73,9 @@ void ServeOptions::declare(CLI::App& verb) {
     number("--cache-tokens", cache_tokens, "tokens the cache holds over all requests; 0: four longest requests, at least 65536",
            0);
     number("--max-num-seqs", max_sequences, "answers computed at a time", 1);
-    number("--max-num-batched-tokens", batch_rows, "rows of one batch: prompts are read in chunks", 1);
+    number("--max-num-batched-tokens", batch_rows, "rows of one batch: prompts are read in chunks; 0: 512, on a GPU 8192", 0);
+    number("--overload-top-k", overload_top_k,
+           "while requests wait for room, fewer experts read each token: so many; replies say how many tokens; 0: never", 0);
     const auto milliseconds = [&](const char* name, double& value, const char* text) {
         verb.add_option(name, value, text)->type_name("MS")->check(CLI::Range(0.0, 1e9))->group("Engine");
     };

@@ -19,7 +19,7 @@ struct ServeOptions {
     ServiceOptions service;
     std::vector<std::string> names;
     std::string chat_format = "auto";
-    int64_t max_model_len = 0, cache_tokens = 0, max_sequences = 256, batch_rows = 512;
+    int64_t max_model_len = 0, cache_tokens = 0, max_sequences = 256, batch_rows = 0, overload_top_k = 0;
     double tpot_slo_ms = 0, ttft_slo_ms = 0;
 
     void declare(CLI::App& verb);

@@ -16,6 +16,8 @@
 
 namespace fathom {
 
+class ThreadPool;
+
 // Consecutive rows of a batch: tokens [position, position + rows) of one request.
 struct RequestRows {
     int64_t request = 0, position = 0, rows = 0;
@@ -35,11 +37,16 @@ struct EngineOptions {
     // Tokens guessed ahead of every sequence by the model's MTP modules, one by each, and checked by the next batch
     // (infer/speculative.cpp). Changes the time that tokens take, not the tokens. Needs the cache.
     int64_t draft_tokens = 0;
+    // While requests wait that a batch has no room for, its tokens are read by so many of the experts that would be chosen; 0:
+    // by all. What fewer experts say is not shared through the cache.
+    int64_t overload_experts = 0;
     ExpertSource* experts = nullptr;  // see Context
+    ThreadPool* threads = nullptr;    // several answers are sampled at a time; null: one after the other
     // Sees the experts of every row of a batch, indexed as the model's layers (absent in dense ones), and whose rows they are,
     // in order; rows of drafts are among them, and those that did not come true are told again later. Valid during the call
-    // only.
+    // only. Who looks makes the device wait, and keeps the step from being a recorded one.
     std::function<void(std::span<const Routing> routing, std::span<const RequestRows> rows)> on_routing;
+    int64_t routing_every = 1;  // on_routing sees one batch of so many
 };
 
 struct Request {
@@ -69,15 +76,19 @@ enum class FinishReason : uint8_t {
 // What a step said to one request.
 struct TokenEvent {
     int64_t request = 0;
-    int32_t token = -1;  // a stop id too; -1: none
-    float logprob = 0;
+    int32_t token = -1;                  // a stop id too; -1: none
+    float logprob = 0;                   // where top_logprobs wants it
     std::optional<FinishReason> finish;  // set with the last event
     std::vector<Sample> top;             // best first
     std::vector<TokenLogprobs> prompt;   // of the prompt's tokens but the first, in the first event
     std::optional<int64_t> reused;       // prompt tokens that were found in the cache, in the first event
     std::string error;                   // why this request failed (NaN logits, rules that exclude every token)
     int64_t drafted = 0, accepted = 0;   // this request's drafts so far that were checked, and that came true
+    int64_t reduced = 0;                 // this request's tokens so far, of prompt and answer, that fewer experts read
 };
+
+// Rows of a batch that keep a back end busy: a GPU wants more than a CPU.
+[[nodiscard]] inline int64_t usual_batch_rows(const Ops& ops) { return ops.sees_host_memory() ? 512 : 8192; }
 
 // Continuous batching by priority, then first come first served: a step runs one row of every sequence that decodes and chunks
 // of the prompts that wait. When the cache is full, the least important and youngest sequence gives up its pages and is
@@ -86,7 +97,7 @@ struct TokenEvent {
 class Engine {
 public:
     // All three must outlive the engine. Throws Error{kUsage} for more draft_tokens than the model has MTP modules, or without
-    // the cache.
+    // the cache; for overload_experts that are no fewer than the model's.
     Engine(const DeepSeek& model, Ops& ops, const EngineOptions& options);
 
     // Throws Error{kUsage} for bad sampling values, Error{kInput} for a prompt that is empty, has ids outside the vocabulary or
@@ -115,6 +126,8 @@ public:
         int64_t steps = 0, rows = 0;        // batches, and their rows
         int64_t draft_steps = 0;            // how often drafts of a sequence were checked
         int64_t drafted = 0, accepted = 0;  // drafts that were checked, and that came true
+        int64_t reduced_steps = 0;          // batches with fewer experts, see EngineOptions::overload_experts
+        int64_t reduced_rows = 0;           // and their rows
     };
     [[nodiscard]] const Counters& counters() const { return counters_; }
     struct Load {
@@ -135,7 +148,9 @@ private:
         AttentionForm form{};                 // in it
         std::vector<int32_t> drafts;          // guesses of what follows `tokens`
         int64_t drafted = 0, accepted = 0;    // so far
+        int64_t reduced = 0;                  // rows with fewer experts so far
         int64_t reused = 0;                   // by its first admission
+        uint64_t opening = 0;                 // hash of how its prompt begins
         bool begun = false;                   // has been admitted before
         bool told = false;                    // has had its first event
         bool done = false;                    // has had its last
@@ -157,14 +172,16 @@ private:
     Arena scratch_, saved_;
     std::optional<PagedCache> cache_;
     Sequences waiting_, running_;  // most important first, then oldest first
-    int64_t next_id_ = 0;
+    int64_t next_id_ = 0, experts_per_token_ = 0;
     Counters counters_;
+    std::vector<float> logits_;  // on the host, until the next are read
 
     static void insert(Sequences& sequences, std::unique_ptr<Sequence> sequence);
     void schedule();
     void drop_drafts(int64_t rows);
     int64_t schedule_running(int64_t rows, bool decoding);
     void admit(int64_t rows);
+    void admitted(Sequence& sequence);
     void begin(Sequence& sequence);
     [[nodiscard]] int64_t rows_of(const Sequence& sequence, int64_t rows) const;
     [[nodiscard]] bool make_room(Sequence& sequence, int64_t rows, bool may_preempt);
@@ -172,23 +189,29 @@ private:
     [[nodiscard]] AttentionForm form_of(const Sequence& sequence) const;
     [[nodiscard]] std::vector<Sequence*> next_batch();
     [[nodiscard]] Batch build(Context& cx, std::span<Sequence* const> batch);
+    void note_fewer_experts(std::span<Sequence* const> batch);
+    [[nodiscard]] bool watched() const { return options_.on_routing && counters_.steps % options_.routing_every == 0; }
     [[nodiscard]] Tensor forward(Context& cx, Batch built, std::span<Sequence* const> batch);
+    void tell_experts(std::span<const Routing> routing, std::span<Sequence* const> batch);
     [[nodiscard]] std::vector<TokenEvent> sample_all(Context& cx, const Batch& built, std::span<Sequence* const> batch,
                                                      Tensor& hidden);
     // What a batch says: logits [answers, vocab], or, where nobody needs them, the most probable token of each.
     struct Answers {
-        std::vector<float> logits;
-        std::vector<Sample> best;
+        std::span<const float> logits;
+        std::vector<int32_t> best;
     };
-    [[nodiscard]] std::vector<float> read_logits(Context& cx, const Tensor& hidden, std::span<const int32_t> rows);
-    [[nodiscard]] std::vector<float> read_back(const Tensor& logits);
+    [[nodiscard]] std::span<const float> read_logits(Context& cx, const Tensor& hidden, std::span<const int32_t> rows);
+    [[nodiscard]] std::span<const float> read_back(const Tensor& logits);
     [[nodiscard]] bool wants_best_only(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const;
     [[nodiscard]] bool wants_best_only(const Sequence& sequence) const;
-    [[nodiscard]] Answers read_best(Context& cx, const Batch& batch, std::span<const int32_t> last_rows);
+    [[nodiscard]] int64_t padding(std::span<Sequence* const> batch) const;
+    [[nodiscard]] Answers read_best(Context& cx, const Batch& built, std::span<Sequence* const> batch,
+                                    std::span<const int32_t> last_rows);
     void score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);
-    void sample_rows(Sequence& sequence, const Answers& answers, size_t first, std::vector<TokenEvent>& events);
-    [[nodiscard]] TokenEvent next_event(Sequence& sequence, const Answers& answers, size_t index);
-    void sample_next(Sequence& sequence, const Answers& answers, size_t index, TokenEvent& event);
+    [[nodiscard]] std::vector<TokenEvent> sample_sequences(std::span<Sequence* const> sampled, const Answers& answers);
+    [[nodiscard]] std::vector<TokenEvent> sample_rows(Sequence& sequence, const Answers& answers, size_t first) const;
+    [[nodiscard]] TokenEvent next_event(Sequence& sequence, const Answers& answers, size_t index) const;
+    void sample_next(Sequence& sequence, const Answers& answers, size_t index, TokenEvent& event) const;
     [[nodiscard]] TokenMask mask_of(const Sequence& sequence) const;
     // infer/speculative.cpp
     [[nodiscard]] int64_t useful_drafts(const Sequence& sequence) const;

@@ -1,7 +1,9 @@
 // Who runs in a step, and whose pages make room.
 #include <algorithm>
+#include <utility>
 
 #include "infer/engine.h"
+#include "nn/expert_source.h"
 
 namespace fathom {
 
@@ -51,16 +53,23 @@ void Engine::admit(int64_t rows) {
             sequence.cache.reset();  // those who wait hold no pages
             return;
         }
-        if (!sequence.begun) {
-            sequence.begun = true;
-            sequence.reused = sequence.past();
-            counters_.reused_tokens += sequence.reused;
-        }
+        if (!std::exchange(sequence.begun, true)) admitted(sequence);
         sequence.rows = count;
         rows -= count;
         insert(running_, std::move(waiting_.front()));
         waiting_.erase(waiting_.begin());
     }
+}
+
+// For the first time.
+void Engine::admitted(Sequence& sequence) {
+    sequence.reused = sequence.past();
+    counters_.reused_tokens += sequence.reused;
+    if (options_.experts == nullptr) return;
+    const auto prompt = std::span<const int32_t>(sequence.request.prompt);
+    const size_t page = std::min(prompt.size(), static_cast<size_t>(options_.block_size));
+    sequence.opening = PrefixHash{sequence.request.cache_salt, 0}.extended(prompt.first(page)).low;
+    options_.experts->expect(sequence.opening);
 }
 
 // Looks for what is in the cache already. At least one token is left to compute: it gives the logits.

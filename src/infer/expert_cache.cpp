@@ -65,6 +65,7 @@ ExpertCache::ExpertCache(DeepSeek& model, Ops& ops, Ops& background, int64_t byt
                                 human_bytes(static_cast<double>(slot_bytes_)), least,
                                 human_bytes(static_cast<double>(least * slot_bytes_ - bytes))));
     }
+    spare_ = count - least;
     memory_ = ops.allocate(count * slot_bytes_);
     slots_.resize(static_cast<size_t>(count));
     for (int64_t i = 0; i < count; ++i)
@@ -238,14 +239,57 @@ void ExpertCache::foresee(Context& cx, int64_t layer, const Tensor& x) {
             const std::lock_guard lock(mutex_);
             if (queue_.size() >= room) return;
         }
-        const int32_t place = take_slot(id);
-        {
-            const std::lock_guard lock(mutex_);
-            Slot& slot = slots_[static_cast<size_t>(place)];
-            slot.loading = slot.foreseen = true;
-            queue_.push_back(place);
+        fetch_later(id);
+    }
+}
+
+// By the second thread.
+void ExpertCache::fetch_later(int64_t expert) {
+    const int32_t place = take_slot(expert);
+    {
+        const std::lock_guard lock(mutex_);
+        Slot& slot = slots_[static_cast<size_t>(place)];
+        slot.loading = slot.foreseen = true;
+        queue_.push_back(place);
+    }
+    wake_.notify_one();
+}
+
+void ExpertCache::remember(uint64_t opening, int64_t layer, std::span<const int32_t> experts) {
+    constexpr size_t kMost = 64;
+    auto found = memories_.find(opening);
+    if (found == memories_.end()) {
+        if (memories_.size() >= kMost) {
+            memories_.erase(std::ranges::min_element(memories_, {}, [](const auto& entry) { return entry.second.last; }));
         }
-        wake_.notify_one();
+        found = memories_.emplace(opening, Memory{std::vector<float>(experts_.size()), 0}).first;
+    }
+    found->second.last = call_;
+    const int64_t first = layers_[static_cast<size_t>(place_[static_cast<size_t>(layer)])].first;
+    for (const int32_t expert : experts) found->second.uses[static_cast<size_t>(first + expert)] += 1;
+}
+
+// The most used of them that are not in memory, into the places of what has been used least: an eighth of all places at a time,
+// so that what other requests need stays.
+void ExpertCache::expect(uint64_t opening) {
+    const auto found = memories_.find(opening);
+    if (found == memories_.end()) return;
+    found->second.last = call_;
+    const std::vector<float>& uses = found->second.uses;
+    std::vector<int64_t> wanted;
+    for (int64_t id = 0; id < std::ssize(experts_); ++id) {
+        if (uses[static_cast<size_t>(id)] > 0 && experts_[static_cast<size_t>(id)].slot == kNowhere) wanted.push_back(id);
+    }
+    std::ranges::sort(wanted, std::ranges::greater(), [&](int64_t id) { return uses[static_cast<size_t>(id)]; });
+    {
+        const std::lock_guard lock(mutex_);
+        const auto room = static_cast<size_t>(std::max<int64_t>(spare_ - std::ssize(queue_), 0));
+        wanted.resize(std::min({wanted.size(), slots_.size() / 8, room}));
+        counters_.recalled += std::ssize(wanted);
+    }
+    for (const int64_t id : wanted) {
+        use(id, 1);
+        fetch_later(id);
     }
 }
 

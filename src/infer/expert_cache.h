@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "model/deepseek.h"
@@ -33,12 +34,15 @@ public:
 
     void require(int64_t layer, const Tensor& offsets) override;
     void foresee(Context& cx, int64_t layer, const Tensor& x) override;
+    void remember(uint64_t opening, int64_t layer, std::span<const int32_t> experts) override;
+    void expect(uint64_t opening) override;
 
     // Counted since the cache was built, by (token batch, layer, expert).
     struct Counters {
         int64_t required = 0;        // experts that had rows
         int64_t hits = 0;            // of them, in memory when they were wanted
-        int64_t foreseen = 0;        // of the hits, fetched by the second thread for this very use
+        int64_t foreseen = 0;        // of the hits, fetched by the second thread and not used before
+        int64_t recalled = 0;        // fetched because prompts that begin alike used them
         int64_t fetched = 0;         // brought into memory, by either thread
         int64_t bytes_read = 0;      // of the file
         double stalled_seconds = 0;  // that layers waited for their experts
@@ -75,8 +79,14 @@ private:
     std::vector<Layer> layers_;
     std::vector<int32_t> place_;  // by layer index: in layers_, or kNowhere
     Buffer memory_;
-    int64_t slot_bytes_ = 0;
+    int64_t slot_bytes_ = 0, spare_ = 0;  // spare: places that may be on their way while a layer gets its experts
     std::vector<Slot> slots_;
+    // How often each expert served the prompts that begin alike, and their answers; what was used longest ago is forgotten.
+    struct Memory {
+        std::vector<float> uses;  // by expert
+        int64_t last = 0;         // call of require
+    };
+    std::unordered_map<uint64_t, Memory> memories_;
     int64_t call_ = 0;
     double weight_ = 1;  // of a use now: grows, so that older ones fade
     Counters counters_;
@@ -97,6 +107,7 @@ private:
     void wait_for(Slot& slot);
     void fetch_now(const std::vector<int64_t>& missing);
     void run();
+    void fetch_later(int64_t expert);
 };
 
 }  // namespace fathom

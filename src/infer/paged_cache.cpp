@@ -111,7 +111,7 @@ void PagedCache::copy_rows(int32_t to, int32_t from, int64_t rows) {
 
 CachedSequence::~CachedSequence() {
     rollback(length_);
-    if (!blocks_.empty()) cache_->list(blocks_.back());
+    if (!blocks_.empty() && shared_) cache_->list(blocks_.back());
     for (; !blocks_.empty(); blocks_.pop_back()) cache_->release(blocks_.back());
 }
 
@@ -119,13 +119,15 @@ CachedSequence::CachedSequence(CachedSequence&& other) noexcept
     : cache_(other.cache_),
       root_(other.root_),
       blocks_(std::exchange(other.blocks_, {})),
-      length_(std::exchange(other.length_, 0)) {}
+      length_(std::exchange(other.length_, 0)),
+      shared_(other.shared_) {}
 
 CachedSequence& CachedSequence::operator=(CachedSequence&& other) noexcept {
     std::swap(cache_, other.cache_);
     std::swap(root_, other.root_);
     std::swap(blocks_, other.blocks_);
     std::swap(length_, other.length_);
+    std::swap(shared_, other.shared_);
     return *this;
 }
 
@@ -178,7 +180,7 @@ void CachedSequence::commit(std::span<const int32_t> tokens) {
         page.tokens.insert(page.tokens.end(), tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(count));
         tokens = tokens.subspan(count);
         length_ += static_cast<int64_t>(count);
-        if (page.tokens.size() == block_size) cache_->list(blocks_[block]);
+        if (page.tokens.size() == block_size && shared_) cache_->list(blocks_[block]);
     }
 }
 

@@ -100,6 +100,8 @@ public:
     int64_t reuse(std::span<const int32_t> tokens);
     // Takes pages so that `count` more tokens fit. False, and nothing changed, when too few are free.
     [[nodiscard]] bool reserve(int64_t count);
+    // What is committed from now on is not found by others.
+    void keep_private() { shared_ = false; }
     // These tokens have been written into the reserved room.
     void commit(std::span<const int32_t> tokens);
     // Forgets what stands behind the first `length` tokens, and room that was reserved. Pages that others use, too, are given
@@ -113,6 +115,7 @@ private:
     PrefixHash root_;
     std::vector<int32_t> blocks_;
     int64_t length_ = 0;
+    bool shared_ = true;
 
     [[nodiscard]] PrefixHash hash_before(size_t block) const;
 };

@@ -22,8 +22,8 @@ struct Candidate {
 
 bool better(const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
 
-// log sum exp of all logits; also where NaN shows.
-double log_normalizer(std::span<const float> logits) {
+// The largest logit. What cannot be compared shows here.
+float check_logits(std::span<const float> logits) {
     float most = -std::numeric_limits<float>::infinity();
     bool nan = false;
     for (const float logit : logits) {
@@ -34,6 +34,12 @@ double log_normalizer(std::span<const float> logits) {
         throw Error(ErrorKind::kInput,
                     "the model computed NaN or infinite logits: its weights are damaged, or overflow this arithmetic");
     }
+    return most;
+}
+
+// log sum exp of all logits.
+double log_normalizer(std::span<const float> logits) {
+    const float most = check_logits(logits);
     double sum = 0;
     for (const float logit : logits) sum += static_cast<double>(std::exp(logit - most));
     return static_cast<double>(most) + std::log(sum);
@@ -43,8 +49,11 @@ float logprob_of(std::span<const float> logits, int32_t id, double normalizer) {
     return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - normalizer);
 }
 
-std::vector<Candidate> allowed_candidates(std::span<const float> logits, const TokenMask& mask) {
-    std::vector<Candidate> candidates;
+// In the thread's own memory, valid until its next call: a new megabyte for every token of a large vocabulary costs more than
+// filling it.
+std::vector<Candidate>& allowed_candidates(std::span<const float> logits, const TokenMask& mask) {
+    thread_local std::vector<Candidate> candidates;
+    candidates.clear();
     if (mask.empty()) {
         candidates.resize(logits.size());
         for (size_t i = 0; i < logits.size(); ++i) candidates[i] = {logits[i], static_cast<int32_t>(i)};
@@ -71,7 +80,7 @@ void penalize(std::span<Candidate> candidates, const SamplingParams& params, con
     for (const auto& [id, bias] : params.logit_bias) {
         if (Candidate* candidate = find(id)) candidate->logit += bias;
     }
-    if (params.repetition_penalty == 1 && params.frequency_penalty == 0 && params.presence_penalty == 0) return;
+    if (!params.penalizes()) return;
     std::unordered_map<int32_t, int64_t> answered;  // how often in the answer; 0: only in the prompt
     for (size_t i = 0; i < history.tokens.size(); ++i) {
         answered[history.tokens[i]] += static_cast<int64_t>(i) >= history.prompt_length ? 1 : 0;
@@ -164,17 +173,19 @@ void SamplingParams::validate() const {
     require(std::abs(presence_penalty) <= 100, "presence_penalty", presence_penalty, "between -100 and 100");
 }
 
-Sample sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history, uint64_t stream,
-              uint64_t step, int64_t vocab_limit, const TokenMask& mask) {
-    const double normalizer = log_normalizer(logits);
-    const auto chosen = [&](int32_t id) { return Sample{id, logprob_of(logits, id, normalizer)}; };
-    std::vector<Candidate> candidates =
-        allowed_candidates(logits.first(std::min(logits.size(), static_cast<size_t>(vocab_limit))), mask);
+int32_t sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history, uint64_t stream,
+               uint64_t step, int64_t vocab_limit, const TokenMask& mask) {
+    (void)check_logits(logits);
+    const auto known = logits.first(std::min(logits.size(), static_cast<size_t>(vocab_limit)));
+    if (params.temperature == 0 && mask.empty() && params.as_given() && !known.empty()) {
+        return static_cast<int32_t>(std::ranges::max_element(known) - known.begin());
+    }
+    std::vector<Candidate>& candidates = allowed_candidates(known, mask);
     if (candidates.empty())
         throw Error(ErrorKind::kInput, "no token is allowed to follow: the rules of this request exclude them all");
     penalize(candidates, params, history);
     const Candidate best = *std::min_element(candidates.begin(), candidates.end(), better);
-    if (params.temperature == 0) return chosen(best.id);
+    if (params.temperature == 0) return best.id;
 
     for (Candidate& c : candidates) {  // the best is 0 from here on
         c.logit = static_cast<float>(static_cast<double>(c.logit - best.logit) / params.temperature);
@@ -186,13 +197,13 @@ Sample sample(std::span<const float> logits, const SamplingParams& params, const
     keep_top_k(candidates, params.top_k);
     keep_top_p(candidates, params.top_p);
 
-    return chosen(draw(candidates, {0, best.id}, Philox{params.seed, stream}, step));
+    return draw(candidates, {0, best.id}, Philox{params.seed, stream}, step);
 }
 
 TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int64_t count) {
     const double normalizer = log_normalizer(logits);
     TokenLogprobs result{logprob_of(logits, token, normalizer), {}};
-    std::vector<Candidate> best = allowed_candidates(logits, {});
+    std::vector<Candidate>& best = allowed_candidates(logits, {});
     const auto kept = best.begin() + std::min<ptrdiff_t>(count, std::ssize(best));
     std::partial_sort(best.begin(), kept, best.end(), better);
     for (auto c = best.begin(); c != kept; ++c) result.top.push_back({c->id, logprob_of(logits, c->id, normalizer)});

@@ -30,13 +30,10 @@ struct SamplingParams {
     uint64_t seed = 0;
     std::vector<std::pair<int32_t, float>> logit_bias;
 
+    [[nodiscard]] bool penalizes() const { return repetition_penalty != 1 || frequency_penalty != 0 || presence_penalty != 0; }
+    [[nodiscard]] bool as_given() const { return !penalizes() && logit_bias.empty(); }  // logits are not changed
     // Throws Error{kUsage} naming the first value out of range.
     void validate() const;
-};
-
-struct Sample {
-    int32_t token = 0;
-    float logprob = 0;  // log-probability under the model itself: softmax of the logits as given, before any of the steps above
 };
 
 // What has been said, for the penalties.
@@ -50,8 +47,13 @@ struct SampleHistory {
 // mostly says the same. Never returns an id >= vocab_limit (rows that only pad the matrix), nor
 // one outside `mask` unless that is empty. Throws Error{kInput} when the logits hold NaN or no finite value, or when no token
 // is allowed.
-[[nodiscard]] Sample sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history,
-                            uint64_t stream, uint64_t step, int64_t vocab_limit, const TokenMask& mask = {});
+[[nodiscard]] int32_t sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history,
+                             uint64_t stream, uint64_t step, int64_t vocab_limit, const TokenMask& mask = {});
+
+struct Sample {
+    int32_t token = 0;
+    float logprob = 0;  // under the model itself: softmax of the logits as given
+};
 
 // The log-probability of `token` under the model itself, and those of the `count` most probable tokens, best first.
 struct TokenLogprobs {

@@ -84,9 +84,9 @@ void Engine::draft_next(Context& cx, int64_t depth, const Tensor& y, std::span<S
     const Tensor last = cx.empty({std::ssize(rows), y.dim(1)});
     ops_.gather_rows(last, y, cx.ints(rows));
     const Tensor logits = model_.mtp_logits(cx, depth, last);
-    const std::vector<float> host = read_back(logits);
+    const std::span<const float> host = read_back(logits);
     const auto vocab = static_cast<size_t>(logits.dim(1));
-    for (size_t i = 0; i < wanting.size(); ++i) add_draft(*wanting[i], std::span(host).subspan(i * vocab, vocab));
+    for (size_t i = 0; i < wanting.size(); ++i) add_draft(*wanting[i], host.subspan(i * vocab, vocab));
 }
 
 // A module whose logits are broken has nothing to say; the answer goes on without. Neither is there anything to gain behind a
@@ -104,9 +104,9 @@ void Engine::add_draft(Sequence& sequence, std::span<const float> logits) const 
     try {
         // Rules know what was said, not what may be said: only the first draft can be held to all of them.
         const TokenMask mask = sequence.drafts.empty() ? mask_of(sequence) : request.allowed;
-        const Sample next = sample(logits, request.sampling, {said, sequence.prompt_length()}, request.stream,
-                                   static_cast<uint64_t>(answered), options_.vocab_limit, mask);
-        if (std::ranges::find(request.stop_ids, next.token) == request.stop_ids.end()) sequence.drafts.push_back(next.token);
+        const int32_t next = sample(logits, request.sampling, {said, sequence.prompt_length()}, request.stream,
+                                    static_cast<uint64_t>(answered), options_.vocab_limit, mask);
+        if (std::ranges::find(request.stop_ids, next) == request.stop_ids.end()) sequence.drafts.push_back(next);
     } catch (const Error&) {
         return;
     }

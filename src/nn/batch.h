@@ -68,6 +68,7 @@ struct Batch {
     // Indexed as the model's layers; empty unless wanted.
     std::vector<Tensor> replay;              // experts that must be used (routing replay in RL): [n, K] i32, absent = choose
     std::vector<Routing>* record = nullptr;  // receives the experts used, in cx.saved
+    int64_t experts_per_token = 0;           // of those chosen; 0, or more than K: the model's own K
 };
 
 // A run of rows of one sequence: `tokens` follow `past` tokens that are in the cache already.

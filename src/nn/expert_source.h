@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "nn/context.h"
 
@@ -15,6 +16,10 @@ public:
     virtual void require(int64_t layer, const Tensor& offsets) = 0;
     // x [n, hidden]: what the router of `layer` has read. The source may guess from it what the next layer will require.
     virtual void foresee(Context& cx, int64_t layer, const Tensor& x) = 0;
+    // A request whose prompt begins so (a hash) was read by these experts of `layer`.
+    virtual void remember(uint64_t opening, int64_t layer, std::span<const int32_t> experts) = 0;
+    // A request whose prompt begins so is about to be computed: the source may fetch what earlier ones used most.
+    virtual void expect(uint64_t opening) = 0;
 };
 
 }  // namespace fathom

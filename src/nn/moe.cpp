@@ -97,10 +97,10 @@ void Moe::visit(const Names& names) {
 Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* saved) const {
     const bool keep = saved != nullptr;
     const auto layer = static_cast<size_t>(config_.layer);
-    const int64_t n = x.dim(0), hidden = x.dim(1), m = n * config_.router.num_experts_per_tok,
-                  E = config_.router.n_routed_experts;
+    const int64_t n = x.dim(0), hidden = x.dim(1), E = config_.router.n_routed_experts;
     const Tensor replay = layer < batch.replay.size() ? batch.replay[layer] : Tensor();
-    const Router::Choice choice = router_.forward(cx, x, replay, keep || batch.record != nullptr);
+    const Router::Choice choice = router_.forward(cx, x, replay, keep || batch.record != nullptr, batch.experts_per_token);
+    const int64_t m = choice.indices.size();
     if (batch.record != nullptr) (*batch.record)[layer] = {choice.indices, choice.weights};
     const Tensor offsets = cx.empty_ints({E + 1}, keep), source = cx.empty_ints({m}, keep),
                  slot = cx.empty_ints({n, choice.indices.dim(1)}, keep);

@@ -1,5 +1,7 @@
 #include "nn/router.h"
 
+#include <algorithm>
+
 namespace fathom {
 
 Router::Router(const RouterConfig& config)
@@ -12,8 +14,8 @@ void Router::visit(const Names& names) {
     if (config_.correction_bias) names("e_score_correction_bias", bias_);
 }
 
-Router::Choice Router::forward(Context& cx, const Tensor& x, const Tensor& replay, bool keep) const {
-    const int64_t n = x.dim(0), k = config_.num_experts_per_tok;
+Router::Choice Router::forward(Context& cx, const Tensor& x, const Tensor& replay, bool keep, int64_t chosen) const {
+    const int64_t most = config_.num_experts_per_tok, n = x.dim(0), k = replay || chosen <= 0 ? most : std::min(chosen, most);
     const Tensor logits = precise_linear(cx, x, gate_);  // [n, E]
     Choice choice{cx.empty_ints({n, k}, keep), cx.empty_precise({n, k}, keep),
                   cx.empty_precise({n, config_.n_routed_experts}, keep)};

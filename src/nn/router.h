@@ -27,8 +27,9 @@ public:
     explicit Router(const RouterConfig& config);
     void visit(const Names& names);
 
-    // `replay` [n, K]: experts chosen earlier (RL's routing replay), whose weights are computed anew; absent = choose.
-    [[nodiscard]] Choice forward(Context& cx, const Tensor& x, const Tensor& replay, bool keep) const;
+    // `replay` [n, K]: experts chosen earlier (RL's routing replay), whose weights are computed anew; absent = choose the
+    // `chosen` best, at most the configuration's K (0: K). The choice has as many columns.
+    [[nodiscard]] Choice forward(Context& cx, const Tensor& x, const Tensor& replay, bool keep, int64_t chosen = 0) const;
     // dweights [n, K] -> dx [n, hidden]. balance_loss [1] += the auxiliary losses, whose gradients join.
     [[nodiscard]] Tensor backward(Context& cx, const Tensor& dweights, const Tensor& x, const Choice& choice,
                                   const Tensor& cu_seqlens, const Tensor& balance_loss) const;

@@ -17,10 +17,11 @@ std::string_view stop_reason(const AnswerDelta& last) {
 Json stop_sequence(const AnswerDelta& last) { return last.stop.empty() ? Json() : Json(last.stop); }
 
 Json anthropic_usage(const Usage& usage) {
-    return {{"input_tokens", usage.prompt_tokens - usage.cached_tokens},
-            {"cache_creation_input_tokens", 0},
-            {"cache_read_input_tokens", usage.cached_tokens},
-            {"output_tokens", usage.answer_tokens}};
+    return with_reduced_top_k({{"input_tokens", usage.prompt_tokens - usage.cached_tokens},
+                               {"cache_creation_input_tokens", 0},
+                               {"cache_read_input_tokens", usage.cached_tokens},
+                               {"output_tokens", usage.answer_tokens}},
+                              usage);
 }
 
 class MessagesProtocol final : public Protocol {

@@ -70,6 +70,7 @@ private:
     std::string id_ = new_id("chatcmpl-");
     int64_t created_ = unix_time();
     std::set<size_t> begun_;
+    StreamChunk chunk_{envelope("chat.completion.chunk")};
     std::vector<std::vector<std::string>> ids_;  // of the calls in each choice
 
     [[nodiscard]] Json envelope(std::string_view object) const {
@@ -80,14 +81,9 @@ private:
                 {"system_fingerprint", "fathom"}};
     }
     std::string chunk(size_t index, Json delta, Json told, Json finish, const Usage& so_far) const {
-        Json json = envelope("chat.completion.chunk");
-        json["choices"] = Json::array({{{"index", index},
-                                        {"delta", std::move(delta)},
-                                        {"logprobs", std::move(told)},
-                                        {"finish_reason", std::move(finish)}}});
-        if (stream_.include_usage) json["usage"] = nullptr;
-        if (stream_.continuous_usage) json["usage"] = openai_usage(so_far);
-        return sse(json);
+        const Json choice{
+            {"index", index}, {"delta", std::move(delta)}, {"logprobs", std::move(told)}, {"finish_reason", std::move(finish)}};
+        return chunk_.text(choice, stream_.continuous_usage ? dump(openai_usage(so_far)) : stream_.include_usage ? "null" : "");
     }
     // vLLM says "reasoning", DeepSeek "reasoning_content": clients look for one or the other.
     static void add_reasoning(Json& message, const std::string& reasoning) {

@@ -40,11 +40,8 @@ public:
     std::string delta(int64_t index, const AnswerDelta& delta, const std::vector<TokenLogprobs>& prompt,
                       const Usage& so_far) override {
         const auto i = static_cast<size_t>(index);
-        Json chunk = envelope();
-        chunk["choices"] = Json::array({choice(i, delta, prompt, !begun_.contains(i))});
-        begun_.insert(i);
-        if (options_.stream.continuous_usage) chunk["usage"] = openai_usage(so_far);
-        return sse(chunk);
+        const Json said = choice(i, delta, prompt, begun_.insert(i).second);
+        return chunk_.text(said, options_.stream.continuous_usage ? dump(openai_usage(so_far)) : "");
     }
     std::string end(const Usage& usage) override {
         std::string text;
@@ -65,6 +62,7 @@ private:
     int64_t created_ = unix_time();
     std::vector<int64_t> offsets_;  // of the next token in each choice's text
     std::set<size_t> begun_;
+    StreamChunk chunk_{envelope()};
 
     [[nodiscard]] Json envelope() const {
         return {{"id", id_}, {"object", "text_completion"}, {"created", created_}, {"model", model_.names.front()}};

@@ -3,9 +3,7 @@
 namespace fathom {
 
 void ExpertLoad::operator()(std::span<const Routing> routing) {
-    constexpr int64_t kEvery = 16;
     constexpr double kKept = 0.99;  // half of what is drawn comes from the last 70 batches looked at
-    if (batches_++ % kEvery != 0) return;
     std::vector<std::vector<int32_t>> chosen;
     for (const Routing& layer : routing) {
         if (!layer.indices) continue;  // a dense layer

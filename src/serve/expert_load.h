@@ -1,4 +1,4 @@
-// How often each expert was chosen lately: what the dashboard draws.
+// How often each expert was chosen lately, in the batches that were looked at: what the dashboard draws.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,6 @@
 
 namespace fathom {
 
-// Looks at some of the batches only, because reading the choices back waits for the device.
 class ExpertLoad {
 public:
     explicit ExpertLoad(Ops& ops, int64_t experts) : ops_(ops), experts_(experts) {}
@@ -22,7 +21,7 @@ public:
 
 private:
     Ops& ops_;
-    int64_t experts_, batches_ = 0;
+    int64_t experts_;
     mutable std::mutex mutex_;
     std::vector<std::vector<double>> layers_;
 };

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <algorithm>
 #include <chrono>
-#include <deque>
 #include <mutex>
 #include <utility>
 
@@ -43,7 +42,7 @@ public:
         figures_.max_tokens = job.max_tokens;
         choices_.reserve(job.requests.size());
         for (size_t i = 0; i < job.requests.size(); ++i)
-            choices_.push_back({AnswerReader(tokenizer, job.format), {}, 0, {}, 0, 0});
+            choices_.push_back({AnswerReader(tokenizer, job.format), {}, 0, {}, 0, 0, 0});
         open_ = std::ssize(choices_);
         if (stream_) {
             exchange_->every(job.ping_seconds, [weak = weak_from_this()] {
@@ -64,7 +63,7 @@ private:
         Answer answer;  // only when the reply is one piece
         uint64_t ticket;
         Clock::time_point last;
-        int64_t drafted, accepted;
+        int64_t drafted, accepted, reduced;
     };
     struct Mail {
         int64_t choice;
@@ -79,12 +78,13 @@ private:
     std::vector<Choice> choices_;
     int64_t open_ = 0;
     bool stream_ = false, over_ = false, wrote_ = false;
+    std::string unsent_;  // of a stream, while mail is read
     Usage usage_;
     RequestFigures figures_;
     Clock::time_point began_ = Clock::now();
 
     std::mutex mutex_;
-    std::deque<Mail> mail_;
+    std::vector<Mail> mail_;
 
     // On the engine's thread.
     void receive(int64_t choice, TokenEvent&& event) {
@@ -98,7 +98,7 @@ private:
     }
 
     void read_mail() {
-        std::deque<Mail> mail;
+        std::vector<Mail> mail;
         {
             const std::lock_guard lock(mutex_);
             mail.swap(mail_);
@@ -106,6 +106,13 @@ private:
         for (Mail& item : mail) {
             if (!over_) read(item);
         }
+        send();
+    }
+
+    // One piece for all that came since the last: a client that is behind is not sent a token at a time.
+    void send() {
+        exchange_->write(unsent_);
+        unsent_.clear();
     }
 
     void read(Mail& mail) {
@@ -119,7 +126,7 @@ private:
         if (stream_) {
             if (!exchange_->begun()) begin_stream();
             wrote_ = true;
-            exchange_->write(protocol_->delta(mail.choice, delta, mail.event.prompt, usage_));
+            unsent_ += protocol_->delta(mail.choice, delta, mail.event.prompt, usage_);
         } else {
             add(choice.answer.all, delta);
             if (!mail.event.prompt.empty()) choice.answer.prompt = std::move(mail.event.prompt);
@@ -134,6 +141,7 @@ private:
         if (mail.event.reused) usage_.cached_tokens += *mail.event.reused;
         usage_.drafted += mail.event.drafted - std::exchange(choice.drafted, mail.event.drafted);
         usage_.accepted += mail.event.accepted - std::exchange(choice.accepted, mail.event.accepted);
+        usage_.reduced_tokens += mail.event.reduced - std::exchange(choice.reduced, mail.event.reduced);
         if (mail.event.token < 0) return;
         ++usage_.answer_tokens;
         const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
@@ -160,7 +168,8 @@ private:
         usage_.cached_tokens = std::min(usage_.cached_tokens, usage_.prompt_tokens);
         over(figures_.finish);
         if (stream_) {
-            exchange_->write(protocol_->end(usage_));
+            unsent_ += protocol_->end(usage_);
+            send();
             exchange_->finish();
             return;
         }
@@ -173,7 +182,8 @@ private:
         over("error");
         for (const Choice& choice : choices_) engine_.cancel(choice.ticket);
         if (!exchange_->begun()) return exchange_->reply(error.status(), "application/json", dump(protocol_->error(error)));
-        exchange_->write(protocol_->stream_error(error));
+        unsent_ += protocol_->stream_error(error);
+        send();
         exchange_->finish();
     }
 

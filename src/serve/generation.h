@@ -27,6 +27,7 @@ struct Job {
 struct Usage {
     int64_t prompt_tokens = 0, cached_tokens = 0, answer_tokens = 0, reasoning_tokens = 0;
     int64_t drafted = 0, accepted = 0;              // tokens guessed ahead, and those that came true
+    int64_t reduced_tokens = 0;                     // of prompt and answer, that fewer experts read
     double prompt_seconds = 0, answer_seconds = 0;  // up to the first token, waiting included; from there on
 };
 

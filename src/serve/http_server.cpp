@@ -63,6 +63,12 @@ public:
     void read_some(asio::mutable_buffer buffer, Handler handler) {
         on_stream([&](auto& stream) { stream.async_read_some(buffer, std::move(handler)); });
     }
+    // How much of it a plain socket takes at once: as a rule all of a token's few bytes, and then there is nothing to wait for.
+    [[nodiscard]] size_t write_now(std::string_view bytes) {
+        auto* const plain = std::get_if<tcp::socket>(&stream_);
+        Code error;
+        return plain != nullptr && !bytes.empty() ? plain->write_some(asio::buffer(bytes), error) : 0;
+    }
     template <class Handler>
     void write_some(asio::const_buffer buffer, Handler handler) {
         on_stream([&](auto& stream) { stream.async_write_some(buffer, std::move(handler)); });
@@ -97,6 +103,7 @@ public:
         const tcp::endpoint peer = stream_.socket().remote_endpoint(ignored);
         if (!ignored) client_ = fmt::format("{}:{}", peer.address().to_string(), peer.port());
         stream_.socket().set_option(tcp::no_delay(true), ignored);
+        stream_.socket().non_blocking(true, ignored);
     }
     ~Connection() { --shared_.connections; }
     Connection(const Connection&) = delete;
@@ -309,6 +316,8 @@ void Connection::refuse(int status, const std::string& message) {  // which may 
 
 void Connection::send(std::string_view bytes) {
     if (closed_ || closing_) return;
+    if (sending_.empty()) bytes.remove_prefix(stream_.write_now(bytes));  // what fails is told to the waiting write
+    if (bytes.empty()) return;
     unsent_ += bytes;
     if (static_cast<int64_t>(unsent_.size()) > shared_.limits.unsent_bytes + static_cast<int64_t>(bytes.size())) {
         asio::post(executor(), [self = shared_from_this()] { self->close(); });

@@ -170,6 +170,9 @@ std::string Metrics::text(const std::string& model, const EngineThread::Snapshot
     out.value("spec_decode_num_accepted_tokens_total", "counter", "Guesses that came true.", number(engine.counters.accepted));
     out.value("engine_steps_total", "counter", "Batches.", number(engine.counters.steps), false);
     out.value("engine_rows_total", "counter", "Rows of all batches.", number(engine.counters.rows), false);
+    out.value("reduced_top_k_steps_total", "counter", "Batches whose tokens fewer experts read (--overload-top-k).",
+              number(engine.counters.reduced_steps), false);
+    out.value("reduced_top_k_rows_total", "counter", "Rows of those batches.", number(engine.counters.reduced_rows), false);
     out.value("engine_busy_seconds_total", "counter", "Time in batches.", engine.busy_seconds, false);
     out.labelled("request_success_total", "Requests that ended, by reason.", "finished_reason", finished_);
     out.histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", first_token_);

@@ -23,13 +23,19 @@ int64_t unix_time() {
 
 // DeepSeek's two fields beside OpenAI's.
 Json openai_usage(const Usage& usage) {
-    return {{"prompt_tokens", usage.prompt_tokens},
-            {"completion_tokens", usage.answer_tokens},
-            {"total_tokens", usage.prompt_tokens + usage.answer_tokens},
-            {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
-            {"completion_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}},
-            {"prompt_cache_hit_tokens", usage.cached_tokens},
-            {"prompt_cache_miss_tokens", usage.prompt_tokens - usage.cached_tokens}};
+    Json result{{"prompt_tokens", usage.prompt_tokens},
+                {"completion_tokens", usage.answer_tokens},
+                {"total_tokens", usage.prompt_tokens + usage.answer_tokens},
+                {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
+                {"completion_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}},
+                {"prompt_cache_hit_tokens", usage.cached_tokens},
+                {"prompt_cache_miss_tokens", usage.prompt_tokens - usage.cached_tokens}};
+    return with_reduced_top_k(std::move(result), usage);
+}
+
+Json with_reduced_top_k(Json result, const Usage& usage) {
+    if (usage.reduced_tokens > 0) result["reduced_top_k_tokens"] = usage.reduced_tokens;
+    return result;
 }
 
 Json timings(const Usage& usage) {

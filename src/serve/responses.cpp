@@ -9,11 +9,12 @@ namespace fathom {
 namespace {
 
 Json responses_usage(const Usage& usage) {
-    return {{"input_tokens", usage.prompt_tokens},
-            {"input_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
-            {"output_tokens", usage.answer_tokens},
-            {"output_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}},
-            {"total_tokens", usage.prompt_tokens + usage.answer_tokens}};
+    return with_reduced_top_k({{"input_tokens", usage.prompt_tokens},
+                               {"input_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
+                               {"output_tokens", usage.answer_tokens},
+                               {"output_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}},
+                               {"total_tokens", usage.prompt_tokens + usage.answer_tokens}},
+                              usage);
 }
 
 // The reply is a list of items: thinking, a message, calls. In a stream each is announced, filled and closed.

@@ -40,6 +40,23 @@ TEST_P(PagedModel, SaysWhatTheWholeModelSaysWhateverHasRoom) {
     }
 }
 
+TEST_P(PagedModel, WhatAPromptWasReadByIsFetchedWhenOneBeginsLikeIt) {
+    ExpertCache cache(*run.loaded.model, run.ops, background, 32 * kExpertBytes);
+    const EngineOptions options{.block_size = 8, .experts = &cache};
+    std::vector<int32_t> other(prompt.rbegin(), prompt.rend());
+    (void)run.greedy(prompt, 8, options);
+    (void)run.greedy(other, 8, options);
+    EXPECT_EQ(cache.counters().recalled, 0) << "nothing is known of how these begin";
+    std::vector<int32_t> alike = prompt;
+    alike.back() = other.back();
+    for (int i = 0; i < 3; ++i) {
+        (void)run.greedy(alike, 8, options);
+        (void)run.greedy(other, 8, options);
+    }
+    EXPECT_GT(cache.counters().recalled, 0);
+    EXPECT_EQ(run.greedy(prompt, expected.size(), options), expected);
+}
+
 TEST_P(PagedModel, GivesTheModelBackAsItWas) {
     std::vector<const void*> before, after;
     run.loaded.model->visit([&](const std::string&, Param& param) { before.push_back(param.weight.codes.data); });

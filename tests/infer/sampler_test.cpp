@@ -20,8 +20,8 @@ std::vector<double> frequencies(const std::vector<float>& logits, const Sampling
                                 const SampleHistory& history = {}) {
     std::vector<double> share(logits.size());  // counts first, so that a sure token has exactly 1
     for (uint64_t step = 0; step < kDraws; ++step) {
-        const Sample s = sample(logits, params, history, 0, step, static_cast<int64_t>(logits.size()));
-        share[static_cast<size_t>(s.token)] += 1;
+        const int32_t token = sample(logits, params, history, 0, step, static_cast<int64_t>(logits.size()));
+        share[static_cast<size_t>(token)] += 1;
     }
     for (double& x : share) x /= kDraws;
     return share;
@@ -45,7 +45,7 @@ void expect_shares(const std::vector<double>& found, const std::vector<double>& 
 TEST(Sampler, TemperatureZeroTakesTheLargestAndTheLowestIdAmongEquals) {
     const std::vector<float> logits{1, 3, 2, 3};
     for (uint64_t step = 0; step < 10; ++step) {
-        EXPECT_EQ(sample(logits, {.temperature = 0, .seed = step}, {}, 0, step, 4).token, 1);
+        EXPECT_EQ(sample(logits, {.temperature = 0, .seed = step}, {}, 0, step, 4), 1);
     }
 }
 
@@ -58,7 +58,7 @@ TEST(Sampler, TemperatureDividesTheLogits) {
 
 TEST(Sampler, AVanishingTemperatureIsGreedy) {
     for (uint64_t step = 0; step < 100; ++step) {
-        EXPECT_EQ(sample(std::vector<float>{0, 1e-3F, -1}, {.temperature = 1e-40}, {}, 0, step, 3).token, 1);
+        EXPECT_EQ(sample(std::vector<float>{0, 1e-3F, -1}, {.temperature = 1e-40}, {}, 0, step, 3), 1);
     }
 }
 
@@ -86,7 +86,7 @@ TEST(Sampler, TopPFindsASetThatIsLongerThanItsFirstLook) {
     const std::vector<float> flat(1000, 0.5F);
     int32_t highest = 0;
     for (uint64_t step = 0; step < 500; ++step) {
-        highest = std::max(highest, sample(flat, {.top_p = 0.7}, {}, 0, step, 1000).token);
+        highest = std::max(highest, sample(flat, {.top_p = 0.7}, {}, 0, step, 1000));
     }
     EXPECT_GT(highest, 680);  // below: (680/700)^500 = 5e-7
     EXPECT_LE(highest, 700);
@@ -111,30 +111,31 @@ TEST(Sampler, FrequencyAndPresencePenaltiesCountTheAnswerOnly) {
 
 TEST(Sampler, LogitBiasIsAdded) {
     expect_shares(frequencies({0, 0, 0}, {.logit_bias = {{1, 2.0F}, {2, -100.0F}}}), softmax({0, 2, -100}));
-    EXPECT_EQ(sample(std::vector<float>{3, 0}, {.temperature = 0, .logit_bias = {{1, 100.0F}}}, {}, 0, 0, 2).token, 1);
+    EXPECT_EQ(sample(std::vector<float>{3, 0}, {.temperature = 0, .logit_bias = {{1, 100.0F}}}, {}, 0, 0, 2), 1);
 }
 
 TEST(Sampler, PaddingRowsAreNeverSampled) {
-    EXPECT_EQ(sample(std::vector<float>{0, 1, 9}, {.temperature = 0}, {}, 0, 0, 2).token, 1);
+    EXPECT_EQ(sample(std::vector<float>{0, 1, 9}, {.temperature = 0}, {}, 0, 0, 2), 1);
     for (uint64_t step = 0; step < 200; ++step) {
-        EXPECT_LT(sample(std::vector<float>{0, 0, 9}, {}, {}, 0, step, 2).token, 2);
+        EXPECT_LT(sample(std::vector<float>{0, 0, 9}, {}, {}, 0, step, 2), 2);
     }
 }
 
 TEST(Sampler, LogprobIsTheModelsOwn) {
     const std::vector<float> logits{0, 1, 2, -1};
     const auto p = softmax({0, 1, 2, -1});
-    const SamplingParams odd{.temperature = 0.3, .top_k = 1, .repetition_penalty = 3};
-    EXPECT_NEAR(sample(logits, odd, {}, 0, 0, 4).logprob, std::log(p[2]), 1e-6);
+    const TokenLogprobs told = token_logprobs(logits, 0, 2);
+    EXPECT_NEAR(told.logprob, std::log(p[0]), 1e-6);
+    ASSERT_EQ(told.top.size(), 2U);
+    EXPECT_EQ(told.top[1].token, 1);
+    EXPECT_NEAR(told.top[1].logprob, std::log(p[1]), 1e-6);
 }
 
 TEST(Sampler, EqualArgumentsGiveEqualTokensAndStreamsDiffer) {
     const std::vector<float> flat(64, 0.0F);
     int differ = 0;
     for (uint64_t step = 0; step < 100; ++step) {
-        const auto draw = [&](uint64_t seed, uint64_t stream) {
-            return sample(flat, {.seed = seed}, {}, stream, step, 64).token;
-        };
+        const auto draw = [&](uint64_t seed, uint64_t stream) { return sample(flat, {.seed = seed}, {}, stream, step, 64); };
         EXPECT_EQ(draw(1, 2), draw(1, 2));
         differ += draw(1, 2) != draw(1, 3) ? 1 : 0;
         differ += draw(1, 2) != draw(2, 2) ? 1 : 0;
@@ -157,7 +158,7 @@ TEST(Sampler, DrawsFromDistributionsThatResembleEachOtherMostlyAgree) {
         int agree = 0;
         for (uint64_t step = 0; step < kDraws; ++step) {
             const SamplingParams params{.top_p = top_p, .seed = 3};
-            agree += sample(first, params, {}, 0, step, kIds).token == sample(second, params, {}, 0, step, kIds).token ? 1 : 0;
+            agree += sample(first, params, {}, 0, step, kIds) == sample(second, params, {}, 0, step, kIds) ? 1 : 0;
         }
         const auto p = softmax(a), q = softmax(b);
         double distance = 0, independent = 0;
@@ -178,7 +179,7 @@ TEST(Sampler, TopPNeverLeavesTheSmallestSetOfALongTail) {
     for (size_t i = 0; sum < 0.9; ++i) sum += least = sorted[i];
     double lowest = 1;
     for (uint64_t step = 0; step < 4000; ++step) {
-        lowest = std::min(lowest, p[static_cast<size_t>(sample(logits, {.top_p = 0.9}, {}, 0, step, 5000).token)]);
+        lowest = std::min(lowest, p[static_cast<size_t>(sample(logits, {.top_p = 0.9}, {}, 0, step, 5000))]);
     }
     EXPECT_GE(lowest, least * (1 - 1e-6));
     EXPECT_LT(lowest, least * 1.5);  // comes near its end: there are hundreds of tokens of about this probability
@@ -189,7 +190,7 @@ TEST(Sampler, NanAndInfiniteLogitsAreReported) {
     EXPECT_THROW((void)sample(std::vector<float>{0, nan}, {}, {}, 0, 0, 2), Error);
     EXPECT_THROW((void)sample(std::vector<float>{-inf, -inf}, {}, {}, 0, 0, 2), Error);
     EXPECT_THROW((void)sample(std::vector<float>{0, inf}, {}, {}, 0, 0, 2), Error);
-    EXPECT_EQ(sample(std::vector<float>{0, -inf}, {}, {}, 0, 0, 2).token, 0);
+    EXPECT_EQ(sample(std::vector<float>{0, -inf}, {}, {}, 0, 0, 2), 0);
 }
 
 TEST(Sampler, ValuesOutOfRangeAreNamed) {

@@ -27,6 +27,7 @@ Request request_for(Tokens prompt, int64_t count, double temperature, uint64_t s
     Request request;
     request.prompt = std::move(prompt);
     request.sampling.temperature = temperature;
+    request.top_logprobs = 0;  // of the tokens themselves, to be compared
     request.sampling.seed = seed;
     request.max_new_tokens = count;
     return request;

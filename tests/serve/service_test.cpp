@@ -421,6 +421,24 @@ TEST(Service, ARequestThatWouldWaitTooLongIsTurnedAway) {
     EXPECT_NE(late.head.find("Retry-After: "), std::string::npos);
 }
 
+TEST(Service, TokensThatFewerExpertsReadUnderOverloadAreReported) {
+    Served served({}, {}, {.max_sequences = 1, .overload_experts = 1});
+    const Json request = with(kStory, {{"max_tokens", 300}, {"ignore_eos", true}});
+    const Json alone = served.post("/v1/completions", request).json();
+    EXPECT_FALSE(alone["usage"].contains("reduced_top_k_tokens"));
+    Client first(served.port()), second(served.port());
+    for (Client* client : {&first, &second}) client->send(http("POST", "/v1/completions", request.dump()));
+    const Json one = first.reply().json(), other = second.reply().json();
+    const bool first_ran_first = one["usage"].contains("reduced_top_k_tokens");
+    const Json& crowded = (first_ran_first ? one : other)["usage"];
+    EXPECT_GT(crowded["reduced_top_k_tokens"].get<int64_t>(), 0);
+    EXPECT_LE(crowded["reduced_top_k_tokens"], crowded["total_tokens"]);
+    const Json& after = first_ran_first ? other : one;  // nobody waited any more
+    EXPECT_EQ(after["choices"][0]["text"], alone["choices"][0]["text"]);
+    EXPECT_GT(served.engine().snapshot().counters.reduced_rows, 0);
+    EXPECT_NE(served.ask(http("GET", "/metrics")).body.find("fathom_reduced_top_k_rows_total"), std::string::npos);
+}
+
 TEST(Service, DraftsAreReportedAndChangeNoText) {
     const Json request = with(kStory, {{"temperature", 0}, {"max_tokens", 60}, {"ignore_eos", true}});
     const Served plain, drafting({}, {}, {.draft_tokens = 1});
