@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
-#include <unordered_map>
+#include <utility>
 
 #include "base/error.h"
 #include "base/rng.h"
@@ -22,15 +22,68 @@ struct Candidate {
 
 bool better(const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
 
+// Four numbers at a time, which every machine has registers for: passes over a vocabulary are most of what sampling costs.
+constexpr size_t kLanes = 4;
+using Floats [[gnu::vector_size(4 * kLanes)]] = float;
+using Ints [[gnu::vector_size(4 * kLanes)]] = int32_t;
+
+template <class Load>
+Floats load_lanes(const Load& load, size_t first) {
+    Floats lanes{};
+    for (size_t i = 0; i < kLanes; ++i) lanes[i] = load(first + i);
+    return lanes;
+}
+
+// exp(x) for x <= 0 within 2e-7 of it: x = n log 2 + r, and a polynomial of r. Below -87 about 1e-38.
+Floats exp_lanes(Floats x) {
+    constexpr float kLeast = -87, kRound = 12582912;  // 1.5 * 2^23: adding it leaves a whole number in the low bits
+    const Floats least = Floats{} + kLeast;
+    x = x < least ? least : x;
+    const Floats shifted = x * std::numbers::log2e_v<float> + kRound, n = shifted - kRound;
+    const Floats r = (x - n * 0.693145752F) - n * 1.42860677e-6F;
+    const Floats tail = (((1.0F / 720 * r + 1.0F / 120) * r + 1.0F / 24) * r + 1.0F / 6) * r + 0.5F;
+    const Floats fraction = (tail * r + 1) * r + 1;
+    return std::bit_cast<Floats>(std::bit_cast<Ints>(fraction) + (std::bit_cast<Ints>(shifted) << 23));
+}
+
+// sum of exp(load(i)) over i < count, each at most 0.
+template <class Load>
+double sum_of_exp(size_t count, const Load& load) {
+    constexpr size_t kTurn = 64;  // fours that are added up in f32
+    double sum = 0;
+    size_t i = 0;
+    while (i + kLanes <= count) {
+        Floats part{};
+        const size_t end = std::min(i + kTurn * kLanes, count / kLanes * kLanes);
+        for (; i < end; i += kLanes) part += exp_lanes(load_lanes(load, i));
+        for (size_t lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(part[lane]);
+    }
+    for (; i < count; ++i) sum += static_cast<double>(std::exp(load(i)));
+    return sum;
+}
+
 // The largest logit. What cannot be compared shows here.
 float check_logits(std::span<const float> logits) {
-    float most = -std::numeric_limits<float>::infinity();
-    bool nan = false;
-    for (const float logit : logits) {
-        most = std::max(most, logit);
-        nan |= logit != logit;
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    Floats highest = Floats{} + kNone;
+    Ints nan{};
+    size_t i = 0;
+    for (; i + kLanes <= logits.size(); i += kLanes) {
+        const Floats lanes = load_lanes([&](size_t at) { return logits[at]; }, i);
+        highest = lanes > highest ? lanes : highest;
+        nan |= lanes != lanes;
     }
-    if (nan || !std::isfinite(most)) {
+    float most = kNone;
+    bool any_nan = false;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+        most = std::max(most, highest[lane]);
+        any_nan |= nan[lane] != 0;
+    }
+    for (; i < logits.size(); ++i) {
+        most = std::max(most, logits[i]);
+        any_nan |= logits[i] != logits[i];
+    }
+    if (any_nan || !std::isfinite(most)) {
         throw Error(ErrorKind::kInput,
                     "the model computed NaN or infinite logits: its weights are damaged, or overflow this arithmetic");
     }
@@ -40,9 +93,7 @@ float check_logits(std::span<const float> logits) {
 // log sum exp of all logits.
 double log_normalizer(std::span<const float> logits) {
     const float most = check_logits(logits);
-    double sum = 0;
-    for (const float logit : logits) sum += static_cast<double>(std::exp(logit - most));
-    return static_cast<double>(most) + std::log(sum);
+    return static_cast<double>(most) + std::log(sum_of_exp(logits.size(), [&](size_t i) { return logits[i] - most; }));
 }
 
 float logprob_of(std::span<const float> logits, int32_t id, double normalizer) {
@@ -81,11 +132,20 @@ void penalize(std::span<Candidate> candidates, const SamplingParams& params, con
         if (Candidate* candidate = find(id)) candidate->logit += bias;
     }
     if (!params.penalizes()) return;
-    std::unordered_map<int32_t, int64_t> answered;  // how often in the answer; 0: only in the prompt
+    // By id: 0, or 1 and how often the answer holds it. Only what was counted is cleared again.
+    thread_local std::vector<int32_t> uses;
+    std::vector<int32_t> said;
+    const auto last = static_cast<size_t>(candidates.back().id);
+    if (uses.size() <= last) uses.resize(last + 1);
     for (size_t i = 0; i < history.tokens.size(); ++i) {
-        answered[history.tokens[i]] += static_cast<int64_t>(i) >= history.prompt_length ? 1 : 0;
+        const int32_t id = history.tokens[i];
+        if (static_cast<size_t>(id) > last) continue;  // no candidate
+        int32_t& count = uses[static_cast<size_t>(id)];
+        if (count == 0) count = 1, said.push_back(id);
+        count += static_cast<int64_t>(i) >= history.prompt_length ? 1 : 0;
     }
-    for (const auto& [id, count] : answered) {
+    for (const int32_t id : said) {
+        const int32_t count = std::exchange(uses[static_cast<size_t>(id)], 0) - 1;
         Candidate* const candidate = find(id);
         if (candidate == nullptr) continue;
         double logit = static_cast<double>(candidate->logit);
@@ -105,12 +165,12 @@ void keep_top_k(std::vector<Candidate>& candidates, int64_t k) {
 void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
     if (top_p >= 1) return;
     const auto weight = [&](const Candidate& c) { return static_cast<double>(std::exp(c.logit)); };
-    double total = 0, sum = 0;
-    for (const Candidate& c : candidates) total += weight(c);
+    const double total = sum_of_exp(candidates.size(), [&](size_t i) { return candidates[i].logit; });
+    double sum = 0;
     // All candidates below this weigh less than 1 - top_p together, and the best alone weighs 1: the others suffice.
     const double least = std::log((1 - top_p) / static_cast<double>(candidates.size())) - 1e-3;
     std::erase_if(candidates, [&](const Candidate& c) { return static_cast<double>(c.logit) < least; });
-    constexpr size_t kFirst = 256;
+    constexpr size_t kFirst = 64;
     for (size_t begin = 0, end = kFirst; begin < candidates.size(); begin = end, end *= 2) {
         end = std::min(end, candidates.size());
         const auto at = [&](size_t i) { return candidates.begin() + static_cast<ptrdiff_t>(i); };
@@ -184,7 +244,8 @@ int32_t sample(std::span<const float> logits, const SamplingParams& params, cons
     if (candidates.empty())
         throw Error(ErrorKind::kInput, "no token is allowed to follow: the rules of this request exclude them all");
     penalize(candidates, params, history);
-    const Candidate best = *std::min_element(candidates.begin(), candidates.end(), better);
+    Candidate best = candidates.front();  // ids ascend: the first of equals
+    for (const Candidate& c : candidates) best = c.logit > best.logit ? c : best;
     if (params.temperature == 0) return best.id;
 
     for (Candidate& c : candidates) {  // the best is 0 from here on
