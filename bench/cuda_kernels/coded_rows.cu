@@ -2,11 +2,14 @@
 // weights and the quantizing of activations (quant.cu), in graphs of launches over weights that no cache holds. Needs a GPU;
 // prints a line per case: microseconds, bytes of codes and scales over that time, and as a share of the copy ceiling, 2976
 // GB/s.
+#include <cuda_fp8.h>
+
 #include <cstdio>
 #include <exception>
 #include <random>
 
 #include "bench.cuh"
+#include "cuda/hopper_gemm.h"
 #include "cuda/quant.h"
 
 namespace fathom::cuda {
@@ -117,6 +120,34 @@ void time_case(CodeKind kind, const char* name, const Case& c) {
                 moved / wide / 1e3 / kCopyCeiling);
 }
 
+// The same product with activations in FP8, their quantizing included.
+void time_fp8_gemm(const Case& c) {
+    const int64_t codes = c.rows * c.columns, blocks = (c.columns + 127) / 128, grid = (c.rows + 127) / 128 * blocks;
+    const int copies = static_cast<int>(c.matrices > 1 ? 2 : std::max<int64_t>(2, kUncached / codes));
+    const int64_t scale_row = (c.m + 3) / 4 * 4;
+    const Device w(codes * c.matrices * copies), w_scales(4 * grid * c.matrices * copies), x(c.m * c.columns * 2),
+        q(c.m * c.columns), x_scales(4 * scale_row * blocks), y(c.m * c.rows * 2), offsets(4 * (c.matrices + 1));
+    hopper::fill_random(w.as<__nv_fp8_e4m3>(), codes * c.matrices * copies, 1, 30.F);
+    hopper::fill_random(x.as<__nv_bfloat16>(), c.m * c.columns, 2);
+    check_cuda(cudaMemset(w_scales.pointer, 0x3c, w_scales.bytes), "scales");
+    const std::vector<int32_t> cut = bounds(c);
+    hopper::to_device(offsets.pointer, cut.data(), cut.size() * 4);
+    hopper::GroupedGemm g;
+    g.groups = c.matrices, g.rows = c.m, g.out = c.rows, g.in = c.columns;
+    g.offsets = c.matrices > 1 ? offsets.as<int32_t>() : nullptr;
+    g.x_row = c.columns, g.y_row = c.rows, g.w_row = c.columns, g.w_group = codes;
+    const int launches = std::min(copies * 4, 60);
+    const double us = microseconds(launches, [&](cudaStream_t s, int i) {
+        quantize_activations(s, "quantize", q.pointer, x_scales.as<float>(), scale_row, x.pointer, c.columns, c.m, c.columns);
+        hopper::Fp8Scales scales{x_scales.as<float>(), scale_row, w_scales.as<float>() + i % copies * grid * c.matrices, blocks,
+                                 grid};
+        hopper::grouped_matmul_fp8(y.pointer, q.pointer, w.as<uint8_t>() + i % copies * codes * c.matrices, scales, g, s);
+    });
+    const double rate = static_cast<double>(codes * c.matrices) / us / 1e3;
+    std::printf("fp8 x fp8 %-12s %5ld rows, out %6ld, in %5ld: %8.2f us %7.0f GB/s  %.2f  %6.1f TFLOP/s\n", c.what, c.m, c.rows,
+                c.columns, us, rate, rate / kCopyCeiling, 2e-6 * static_cast<double>(c.m * c.rows * c.columns) / us);
+}
+
 void time_quantizing(int64_t m, int64_t columns) {
     const Device x(m * columns * 2), q(m * columns), scales(4 * m * columns / 128 + 16 * columns);
     hopper::fill_random(x.as<__nv_bfloat16>(), m * columns, 2);
@@ -133,16 +164,21 @@ void time_quantizing(int64_t m, int64_t columns) {
 int main() {
     using namespace fathom::cuda;
     const Case cases[] = {
-        {"q_proj", 3072, 2048, 1, 1},         {"o_proj", 2048, 2048, 1, 1},      {"kv_a", 576, 2048, 1, 1},
-        {"shared gate+up", 5632, 2048, 1, 1}, {"shared down", 2048, 2816, 1, 1}, {"gate+up", 2816, 2048, 6, 64},
-        {"down", 2048, 1408, 6, 64},          {"large", 16384, 8192, 1, 1},      {"large", 16384, 8192, 8, 1},
-        {"large", 16384, 8192, 32, 1},        {"large", 16384, 8192, 64, 1},     {"gate+up", 2816, 2048, 48, 64},
-        {"gate+up", 2816, 2048, 768, 64},     {"down", 2048, 1408, 768, 64},     {"gate+up", 2816, 2048, 3072, 64},
-        {"q_proj", 3072, 2048, 128, 1}};
+        {"q_proj", 3072, 2048, 1, 1},         {"o_proj", 2048, 2048, 1, 1},          {"kv_a", 576, 2048, 1, 1},
+        {"shared gate+up", 5632, 2048, 1, 1}, {"shared down", 2048, 2816, 1, 1},     {"gate+up", 2816, 2048, 6, 64},
+        {"down", 2048, 1408, 6, 64},          {"large", 16384, 8192, 1, 1},          {"large", 16384, 8192, 8, 1},
+        {"large", 16384, 8192, 32, 1},        {"large", 16384, 8192, 64, 1},         {"gate+up", 2816, 2048, 48, 64},
+        {"gate+up", 2816, 2048, 768, 64},     {"down", 2048, 1408, 768, 64},         {"gate+up", 2816, 2048, 3072, 64},
+        {"q_proj", 3072, 2048, 128, 1},       {"shared gate+up", 5632, 2048, 128, 1}};
     try {
         for (const auto& [kind, name] :
              {std::pair{CodeKind::kInt4, "int4"}, {CodeKind::kInt8, "int8"}, {CodeKind::kFp8, "fp8 "}})
             for (const Case& c : cases) time_case(kind, name, c);
+        const Case many[] = {{"gate+up", 2816, 2048, 768, 64},   {"down", 2048, 1408, 768, 64},
+                             {"q_proj", 3072, 2048, 128, 1},     {"o_proj", 2048, 2048, 128, 1},
+                             {"shared", 5632, 2048, 128, 1},     {"gate+up", 2816, 2048, 49152, 64},
+                             {"dense down", 2048, 10944, 128, 1}};
+        for (const Case& c : many) time_fp8_gemm(c);
         time_quantizing(128, 2048);
         time_quantizing(8192, 2048);
         time_quantizing(49152, 2048);

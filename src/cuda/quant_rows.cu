@@ -121,39 +121,39 @@ template <CodeKind kKind, int kChunk>
 class Lines {
 public:
     __device__ Lines(const CodeFormat& format, const CodeTable& table, int group, int64_t row, int quarter)
-        : format_(format),
-          scales_(table.scales[group]) {
+        : wide_scales_(format.scale_type == DType::kF32),
+          has_zeros_(kKind == CodeKind::kInt4 && format.has_zeros),
+          chunks_per_group_(static_cast<unsigned>(format.group) / kChunk) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int64_t at = min(row + 8 * i, format.rows - 1);
+            const int64_t scale_row = kKind == CodeKind::kFp8 ? (table.first_row[group] + at) / kFp8Block : at;
             codes_[i] = table.codes[group] + at * format.code_row + quarter * kBytes;
-            scale_at_[i] = (kKind == CodeKind::kFp8 ? (table.first_row[group] + at) / kFp8Block : at) * format.scale_row;
-            if (kKind == CodeKind::kInt4 && format.has_zeros) zeros_[i] = table.zeros[group] + at * format.zero_row;
+            scales_[i] =
+                static_cast<const uint8_t*>(table.scales[group]) + scale_row * format.scale_row * (wide_scales_ ? 4 : 2);
+            zeros_[i] = has_zeros_ ? table.zeros[group] + at * format.zero_row : nullptr;
         }
     }
 
-    __device__ __forceinline__ void fetch(Fetched<kKind, kChunk>& to, int chunk) const {
-        const int64_t group = static_cast<int64_t>(chunk) * kChunk / format_.group;
+    __device__ __forceinline__ void fetch(Fetched<kKind, kChunk>& to, unsigned chunk) const {
+        const unsigned group = chunks_per_group_ == 1 ? chunk : chunk / chunks_per_group_;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            load_words(to.codes[i], codes_[i] + static_cast<int64_t>(chunk) * 4 * kBytes);
-            const int64_t at = scale_at_[i] + group;
-            if (format_.scale_type == DType::kF32)
-                to.scale[i] = __ldg(static_cast<const uint32_t*>(scales_) + at);
+            load_words(to.codes[i], codes_[i] + chunk * (4u * kBytes));
+            if (wide_scales_)
+                to.scale[i] = __ldg(reinterpret_cast<const uint32_t*>(scales_[i]) + group);
             else
-                to.scale[i] = __ldg(static_cast<const uint16_t*>(scales_) + at);
-            if constexpr (kKind == CodeKind::kInt4) to.zero[i] = format_.has_zeros ? __ldg(zeros_[i] + group) : 8u;
+                to.scale[i] = __ldg(reinterpret_cast<const uint16_t*>(scales_[i]) + group);
+            if constexpr (kKind == CodeKind::kInt4) to.zero[i] = has_zeros_ ? __ldg(zeros_[i] + group) : 8u;
         }
     }
 
 private:
     static constexpr int kBytes = 4 * kWords<kKind, kChunk>;  // of a lane's part in one row
 
-    const CodeFormat& format_;
-    const void* scales_;
-    const uint8_t* codes_[2];
-    const uint8_t* zeros_[2]{};
-    int64_t scale_at_[2];
+    bool wide_scales_, has_zeros_;
+    unsigned chunks_per_group_;
+    const uint8_t *codes_[2], *scales_[2], *zeros_[2];
 };
 
 // What a lane has of a chunk in its row of each tile of x: eight columns at a time.
@@ -165,7 +165,7 @@ struct Columns {
     __device__ __forceinline__ void load(const Bf16* const (&x)[kTiles], int chunk) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-            const auto* from = reinterpret_cast<const uint4*>(x[t] + static_cast<int64_t>(chunk) * kChunk);
+            const auto* from = reinterpret_cast<const uint4*>(x[t] + static_cast<unsigned>(chunk) * kChunk);
 #pragma unroll
             for (int e = 0; e < kChunk / 32; ++e) eight[t][e] = x[t] == nullptr ? uint4{0, 0, 0, 0} : from[e];
         }

@@ -81,6 +81,25 @@ TEST(Bench, ARandomModelNeedsNoCheckpoint) {
     EXPECT_EQ(random.dtype, "BF16");
 }
 
+TEST(Bench, RandomCodesAreReadAsTheyAreStored) {
+    BenchOptions options = small("decode");
+    options.random_config = (kFixture / "config.json").string();
+    options.model.clear();
+    const Measurement bf16 = measure(bench_decode, options);
+    for (const auto& [type, name] : {std::pair{"int4", "int4"}, {"int8", "int8"}, {"fp8", "F8_E4M3"}}) {
+        options.dtype = type;
+        const Measurement codes = measure(bench_decode, options);
+        EXPECT_EQ(codes.dtype, name);
+        EXPECT_EQ(codes.parameters, bf16.parameters);
+        EXPECT_LT(codes.bytes_per_token, bf16.bytes_per_token);
+    }
+    options.random_config.clear();
+    options.model = kFixture.string();
+    Device device(Globals{.threads = 1});
+    EXPECT_THROW((void)bench_decode(options, device, [] {}), Error) << "a checkpoint has its own codes";
+    EXPECT_THROW((void)bench_train(options, device, [] {}), Error);
+}
+
 TEST(Bench, TrainingTakesWholeStepsAndLeavesNothingBehind) {
     const Measurement result = measure(bench_train, small("train"));
     ModelConfig config = ModelConfig::load(kFixture);
