@@ -44,6 +44,21 @@ __device__ __forceinline__ uint32_t subtract(uint32_t a, uint32_t b) {
     return *reinterpret_cast<const uint32_t*>(&difference);
 }
 
+// (x & mask) | bits: left to itself the compiler makes two instructions of it.
+__device__ __forceinline__ uint32_t masked_or(uint32_t x, uint32_t mask, uint32_t bits) {
+    uint32_t y = 0;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+    return y;
+}
+// The compiler then keeps the address, instead of computing it again wherever it is needed.
+template <class T>
+__device__ __forceinline__ void keep(T& value) {
+    if constexpr (sizeof(T) == 8)
+        asm volatile("" : "+l"(value));
+    else
+        asm volatile("" : "+r"(value));
+}
+
 // Two bf16 in a word are called a pair. A word of codes becomes pairs in the order that costs least; `columns` of x are put in
 // the same order.
 template <CodeKind kKind>
@@ -55,7 +70,7 @@ struct Decoder<CodeKind::kInt4> {
     static constexpr int kPairs = 4;
     static __device__ __forceinline__ void decode(uint32_t (&pairs)[4], uint32_t word, uint32_t zero) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) pairs[i] = subtract(((word >> (4 * i)) & 0x000f000fu) | 0x43004300u, zero);
+        for (int i = 0; i < 4; ++i) pairs[i] = subtract(masked_or(word >> (4 * i), 0x000f000fu, 0x43004300u), zero);
     }
     static __device__ __forceinline__ void columns(uint32_t (&pairs)[4], const uint4& x) {
         pairs[0] = __byte_perm(x.x, x.z, 0x5410);
@@ -83,7 +98,7 @@ struct Decoder<CodeKind::kInt8> : ByteColumns {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const uint32_t codes = word >> (8 * i);
-            pairs[i] = subtract((codes & 0x007f007fu) | 0x43004300u, (codes & 0x00800080u) | 0x43004300u);
+            pairs[i] = subtract(masked_or(codes, 0x007f007fu, 0x43004300u), masked_or(codes, 0x00800080u, 0x43004300u));
         }
     }
 };
@@ -95,7 +110,7 @@ struct Decoder<CodeKind::kFp8> : ByteColumns {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const uint32_t codes = i == 0 ? word << 8 : word;
-            uint32_t small = (codes & 0x80008000u) | ((codes >> 4) & 0x07f007f0u), up = 0x7b807b80u;  // 2^120
+            uint32_t small = masked_or(codes, 0x80008000u, (codes >> 4) & 0x07f007f0u), up = 0x7b807b80u;  // 2^120
             const auto number = __hmul2(*reinterpret_cast<__nv_bfloat162*>(&small), *reinterpret_cast<__nv_bfloat162*>(&up));
             pairs[i] = *reinterpret_cast<const uint32_t*>(&number);
         }
@@ -124,27 +139,37 @@ public:
         : wide_scales_(format.scale_type == DType::kF32),
           has_zeros_(kKind == CodeKind::kInt4 && format.has_zeros),
           chunks_per_group_(static_cast<unsigned>(format.group) / kChunk) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int64_t at = min(row + 8 * i, format.rows - 1);
-            const int64_t scale_row = kKind == CodeKind::kFp8 ? (table.first_row[group] + at) / kFp8Block : at;
-            codes_[i] = table.codes[group] + at * format.code_row + quarter * kBytes;
-            scales_[i] =
-                static_cast<const uint8_t*>(table.scales[group]) + scale_row * format.scale_row * (wide_scales_ ? 4 : 2);
-            zeros_[i] = has_zeros_ ? table.zeros[group] + at * format.zero_row : nullptr;
-        }
+        const int64_t at = min(row, format.rows - 1), below = min(row + 8, format.rows - 1);
+        const auto scale_at = [&](int64_t r) {
+            const int64_t scale_row = kKind == CodeKind::kFp8 ? (table.first_row[group] + r) / kFp8Block : r;
+            return scale_row * format.scale_row * (wide_scales_ ? 4 : 2);
+        };
+        codes_ = table.codes[group] + at * format.code_row + quarter * kBytes;
+        to_codes_ = static_cast<unsigned>((below - at) * format.code_row);
+        scales_ = static_cast<const uint8_t*>(table.scales[group]) + scale_at(at);
+        to_scales_ = static_cast<unsigned>(scale_at(below) - scale_at(at));
+        zeros_ = has_zeros_ ? table.zeros[group] + at * format.zero_row : nullptr;
+        to_zeros_ = static_cast<unsigned>((below - at) * format.zero_row);
+        keep(codes_), keep(to_codes_), keep(scales_), keep(to_scales_);
+        if constexpr (kKind == CodeKind::kInt4) keep(zeros_), keep(to_zeros_);
     }
 
     __device__ __forceinline__ void fetch(Fetched<kKind, kChunk>& to, unsigned chunk) const {
         const unsigned group = chunks_per_group_ == 1 ? chunk : chunk / chunks_per_group_;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            load_words(to.codes[i], codes_[i] + chunk * (4u * kBytes));
-            if (wide_scales_)
-                to.scale[i] = __ldg(reinterpret_cast<const uint32_t*>(scales_[i]) + group);
-            else
-                to.scale[i] = __ldg(reinterpret_cast<const uint16_t*>(scales_[i]) + group);
-            if constexpr (kKind == CodeKind::kInt4) to.zero[i] = has_zeros_ ? __ldg(zeros_[i] + group) : 8u;
+        const uint8_t* codes = codes_ + chunk * (4u * kBytes);
+        load_words(to.codes[0], codes);
+        load_words(to.codes[1], codes + to_codes_);
+        const uint8_t* scales = scales_ + group * (wide_scales_ ? 4u : 2u);
+        if (wide_scales_) {
+            to.scale[0] = __ldg(reinterpret_cast<const uint32_t*>(scales));
+            to.scale[1] = __ldg(reinterpret_cast<const uint32_t*>(scales + to_scales_));
+        } else {
+            to.scale[0] = __ldg(reinterpret_cast<const uint16_t*>(scales));
+            to.scale[1] = __ldg(reinterpret_cast<const uint16_t*>(scales + to_scales_));
+        }
+        if constexpr (kKind == CodeKind::kInt4) {
+            to.zero[0] = to.zero[1] = 8;
+            if (has_zeros_) to.zero[0] = __ldg(zeros_ + group), to.zero[1] = __ldg(zeros_ + group + to_zeros_);
         }
     }
 
@@ -153,7 +178,8 @@ private:
 
     bool wide_scales_, has_zeros_;
     unsigned chunks_per_group_;
-    const uint8_t *codes_[2], *scales_[2], *zeros_[2];
+    const uint8_t *codes_, *scales_, *zeros_;   // of the first row
+    unsigned to_codes_, to_scales_, to_zeros_;  // bytes from there to the other row
 };
 
 // What a lane has of a chunk in its row of each tile of x: eight columns at a time.
@@ -161,14 +187,12 @@ template <int kChunk, int kTiles>
 struct Columns {
     uint4 eight[kTiles][kChunk / 32];
 
-    // x[t]: row lane / 4 of tile t, or null. Not by way of __ldg, which may be moved before the wait for the kernel ahead.
-    __device__ __forceinline__ void load(const Bf16* const (&x)[kTiles], int chunk) {
+    // x[t]: row lane / 4 of tile t. Not by way of __ldg, which may be moved before the wait for the kernel ahead.
+    __device__ __forceinline__ void load(const Bf16* const (&x)[kTiles], unsigned chunk) {
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-            const auto* from = reinterpret_cast<const uint4*>(x[t] + static_cast<unsigned>(chunk) * kChunk);
+        for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-            for (int e = 0; e < kChunk / 32; ++e) eight[t][e] = x[t] == nullptr ? uint4{0, 0, 0, 0} : from[e];
-        }
+            for (int e = 0; e < kChunk / 32; ++e) eight[t][e] = reinterpret_cast<const uint4*>(x[t] + chunk * kChunk)[e];
     }
 };
 
@@ -240,7 +264,7 @@ __device__ TileRows rows_of_block(const CodedProduct& p) {
 template <CodeKind kKind, int kChunk, int kTiles>
 __global__ void __launch_bounds__(kWarps* kWarp)
     coded_rows_kernel(const __grid_constant__ CodedProduct p, const __grid_constant__ CodeTable table) {
-    constexpr int kRows = kTiles * kTileRows, kAhead = kKind == CodeKind::kInt4 ? 4 : 2;
+    constexpr int kRows = kTiles * kTileRows, kAhead = kKind == CodeKind::kInt4 ? 4 : 2;  // even
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp, quarter = lane % 4;
     const int chunks = static_cast<int>(p.format.columns / kChunk);
     const int64_t row = static_cast<int64_t>(blockIdx.x) * kWeightRows;
@@ -260,30 +284,27 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     if (tile.group != guess) first_chunks_of(tile.group);
 
     const int64_t apart = p.offsets == nullptr ? tile.group : 0;
-    const Bf16* x[kTiles];
+    const Bf16* x[kTiles];  // behind the last row that row again: its results are not stored
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-        const int64_t at = tile.begin + t * kTileRows + lane / 4;
-        x[t] =
-            at < tile.end ? static_cast<const Bf16*>(p.x) + apart * p.x_group + at * p.x_row + quarter * (kChunk / 4) : nullptr;
+        const int64_t at = min(tile.begin + t * kTileRows + lane / 4, tile.end - 1);
+        x[t] = static_cast<const Bf16*>(p.x) + apart * p.x_group + at * p.x_row + quarter * (kChunk / 4);
     }
     const Lines<kKind, kChunk> lines(p.format, table, tile.group, row + lane / 4, quarter);
-    Columns<kChunk, kTiles> now, next;
-    if (warp < chunks) now.load(x, warp);
+    // Of one tile the next chunk's columns are on their way while this one's are multiplied; more would not fit in registers.
+    constexpr int kColumns = kTiles == 1 ? 2 : 1;
+    Columns<kChunk, kTiles> columns[kColumns];
+    if (warp < chunks) columns[0].load(x, warp);
     float sums[kTiles][4]{};
     for (int base = warp; base < chunks; base += kAhead * kWarps) {
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
             const int chunk = base + i * kWarps;
             if (chunk >= chunks) break;
-            const bool another = chunk + kWarps < chunks;
-            if (kTiles == 1 && another) next.load(x, chunk + kWarps);  // more would not fit in registers
-            multiply_chunk<kKind, kChunk, kTiles>(sums, ahead[i], now, p.format.scale_type);
+            if (kColumns == 2 && chunk + kWarps < chunks) columns[(i + 1) % kColumns].load(x, chunk + kWarps);
+            multiply_chunk<kKind, kChunk, kTiles>(sums, ahead[i], columns[i % kColumns], p.format.scale_type);
             if (chunk + kAhead * kWarps < chunks) lines.fetch(ahead[i], chunk + kAhead * kWarps);
-            if (kTiles == 1)
-                now = next;
-            else if (another)
-                now.load(x, chunk + kWarps);
+            if (kColumns == 1 && chunk + kWarps < chunks) columns[0].load(x, chunk + kWarps);
         }
     }
     add_and_store<kTiles>(p, apart * p.y_group, sums, tile.begin, tile.end, row);
