@@ -37,7 +37,7 @@ Choice parse(const std::string& device) {
 
 // The functions of cuda/plugin.h, which is not included: this build may have no CUDA at all.
 struct Plugin {
-    Ops* (*open)(int device, bool bf16, bool deterministic, char* message, int64_t size) = nullptr;
+    Ops* (*open)(int device, const char* compute, bool deterministic, char* message, int64_t size) = nullptr;
 };
 
 // Beside the program, where it is built; an installed one has it in lib/fathom beside bin.
@@ -73,7 +73,7 @@ Plugin open_plugin() {
 
 std::unique_ptr<Ops> open_cuda(int gpu, const Globals& globals) {
     std::array<char, 512> message{};
-    Ops* ops = open_plugin().open(gpu, globals.compute == "bf16", globals.deterministic, message.data(), message.size());
+    Ops* ops = open_plugin().open(gpu, globals.compute.c_str(), globals.deterministic, message.data(), message.size());
     if (ops == nullptr) throw Error(ErrorKind::kDevice, message.data());
     return std::unique_ptr<Ops>(ops);
 }

@@ -67,9 +67,11 @@ void add_globals(CLI::App& app, Globals& globals) {
         ->type_name("N")
         ->check(CLI::Range(0, 4096));
     app.add_option("--device", globals.device, "where to compute: auto, cpu or cuda[:n]")->type_name("DEVICE");
-    app.add_option("--compute", globals.compute, "type of activations on a GPU; sums are f32 in either, the CPU has f32 only")
+    app.add_option(
+           "--compute", globals.compute,
+           "type of activations on a GPU; sums are f32 in either, the CPU has f32 only; fp8: bf16, products of layers in FP8")
         ->type_name("TYPE")
-        ->check(CLI::IsMember({"f32", "bf16"}));
+        ->check(CLI::IsMember({"f32", "bf16", "fp8"}));
     app.add_flag("--json", globals.json, "print results as JSON on stdout, and nothing else there");
     app.add_flag("--quiet", globals.quiet, "no progress on stderr");
     app.add_flag("--deterministic", globals.deterministic,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "cuda/hopper_launch.h"
 
 namespace fathom {
 namespace {
@@ -46,10 +47,13 @@ int used(int device) {
 
 }  // namespace
 
-CudaOps::CudaOps(int device, DType compute, bool deterministic)
+CudaOps::CudaOps(int device, DType compute, bool deterministic, bool fp8)
     : device_(used(device)),
       compute_(compute),
-      deterministic_(deterministic) {
+      deterministic_(deterministic),
+      fp8_(fp8) {
+    if (fp8 && !hopper::available())
+        throw Error(ErrorKind::kDevice, "products in FP8 need a Hopper card (H100, H200); use --compute bf16");
     check(compute == DType::kF32 || compute == DType::kBF16, "CudaOps: activations are F32 or BF16");
 }
 

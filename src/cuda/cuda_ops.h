@@ -14,9 +14,11 @@ namespace fathom {
 class CudaOps final : public Ops, public StepRecorder {
 public:
     // `compute`: kF32 or kBF16, the type of activations. `deterministic`: a row's bits never depend on its batch; else bf16
-    // products of few rows, and attention over the cache, may take forms that depend on how many there are. Throws
-    // Error{kDevice} saying why when GPU `device` cannot be used.
-    CudaOps(int device, DType compute, bool deterministic);
+    // products of few rows, and attention over the cache, may take forms that depend on how many there are. `fp8`, with kBF16
+    // on a Hopper card: y = x w^T and dx = dy w from and to bf16 are multiplied in FP8 by the V3 recipe (x, dy per row and 128
+    // channels, w per 128 x 128 block, sums in f32), plain bf16 weights too; what has f32 on one side (router, logits) is
+    // not, nor are gradients of weights. Throws Error{kDevice} saying why when GPU `device` cannot be used so.
+    CudaOps(int device, DType compute, bool deterministic, bool fp8 = false);
     [[nodiscard]] DType compute_dtype() const override { return compute_; }
     [[nodiscard]] DType precise_dtype() const override { return DType::kF32; }
     [[nodiscard]] bool sees_host_memory() const override { return false; }
@@ -104,10 +106,10 @@ public:
 private:
     int device_;
     DType compute_;
-    bool deterministic_;
+    bool deterministic_, fp8_;
     cuda::Stream stream_;
     cuda::Workspace workspace_{stream_};
-    cuda::Workspace numbers_{stream_};  // of weights of few bits, for one product of workspace_
+    cuda::Workspace numbers_{stream_};  // weights in another form, for one product of workspace_
     cuda::FaultFlag fault_;
     cuda::Recorder recorder_{stream_};
 

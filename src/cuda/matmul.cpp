@@ -232,12 +232,13 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
 }  // namespace
 }  // namespace cuda
 
-cuda::Where CudaOps::where() { return {stream_, workspace_, compute_ == DType::kF32, !deterministic_, numbers_}; }
+cuda::Where CudaOps::where() { return {stream_, workspace_, compute_ == DType::kF32, !deterministic_, numbers_, fp8_}; }
 
 void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     cuda::check_activation(y, 2, "matmul");
     cuda::check_activation(x, 2, "matmul");
     const std::span one(&w, 1);
+    if (cuda::run_in_fp8(where(), "matmul", cuda::ProductForm::kForward, {y, x, one, {}})) return;
     if (!cuda::is_coded(where(), one))
         return cuda::run(where(), "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
     const cuda::CodedCall call{y, x, one, {}};
@@ -249,6 +250,7 @@ void CudaOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) 
     cuda::check_activation(dx, 2, "matmul_dgrad");
     cuda::check_activation(dy, 2, "matmul_dgrad");
     const std::span one(&w, 1);
+    if (cuda::run_in_fp8(where(), "matmul_dgrad", cuda::ProductForm::kDgrad, {dx, dy, one, {}})) return;
     if (!cuda::is_coded(where(), one))
         return cuda::run(where(), "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"),
                          one);
@@ -262,6 +264,7 @@ void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) 
 }
 
 void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
+    if (cuda::run_in_fp8(where(), "grouped_matmul", cuda::ProductForm::kForward, {y, x, w, offsets})) return;
     if (!cuda::is_coded(where(), w))
         return cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
     cuda::check_activation(y, 2, "grouped_matmul");
@@ -274,6 +277,7 @@ void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const W
 }
 
 void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
+    if (cuda::run_in_fp8(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, {dx, dy, w, offsets})) return;
     if (!cuda::is_coded(where(), w))
         return cuda::by_expert(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
     cuda::check_offsets(offsets, w.size(), "grouped_dgrad");

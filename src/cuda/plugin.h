@@ -10,9 +10,9 @@ extern "C" {
 // Must equal the opener's own version.
 __attribute__((visibility("default"))) const char* fathom_cuda_version();
 
-// A back end on GPU `device` (0, 1, ...) with activations in f32 or bf16; the caller deletes it. `deterministic`: a row's bits
-// do not depend on its batch in bf16 either (in f32 they never do). Null, with one sentence in `message` of `size` bytes, when
-// it cannot be had.
-__attribute__((visibility("default"))) fathom::Ops* fathom_cuda_open(int device, bool bf16, bool deterministic, char* message,
-                                                                     int64_t size);
+// A back end on GPU `device` (0, 1, ...); the caller deletes it. `compute`: "f32" or "bf16", the type of activations, or "fp8":
+// bf16 with the products of linear layers in FP8 (CudaOps). `deterministic`: a row's bits do not depend on its batch in bf16
+// either (in f32 they never do). Null, with one sentence in `message` of `size` bytes, when it cannot be had.
+__attribute__((visibility("default"))) fathom::Ops* fathom_cuda_open(int device, const char* compute, bool deterministic,
+                                                                     char* message, int64_t size);
 }

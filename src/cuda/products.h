@@ -49,7 +49,8 @@ struct Where {
     Workspace& workspace;
     bool exact;          // activations are f32
     bool few;            // few rows may be added up in another order than many
-    Workspace& numbers;  // of weights of few bits, written out
+    Workspace& numbers;  // weights in another form, for one product of `workspace`
+    bool fp8;            // products of bf16 are multiplied in FP8
 };
 
 // Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h. With splits > 1 (wgrad

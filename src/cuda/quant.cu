@@ -7,6 +7,7 @@ namespace fathom::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr float kLargest = 448;  // of e4m3
 
 // kCount columns per thread, which have one scale.
 template <class T, int kCount>
@@ -54,7 +55,6 @@ void expand(cudaStream_t stream, T* to, const CodeFormat& f, const CodeTable& ta
 // A warp has 128 channels of a row, or what is left of it: a multiple of 4.
 __global__ void __launch_bounds__(kThreads) quantize_kernel(uint8_t* q, float* scales, int64_t scale_row, const Bf16* x,
                                                             int64_t x_row, int64_t m, int64_t columns, int64_t blocks) {
-    constexpr float kLargest = 448;
     constexpr int kLane = static_cast<int>(kFp8Block) / kWarp;
     begin_early();
     const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
@@ -76,7 +76,64 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(uint8_t* q, float* s
     if (threadIdx.x % kWarp == 0) scales[block * scale_row + row] = top / kLargest;
 }
 
+// A block has one 128 x 128 block of one matrix: read as it lies, turned in shared memory if need be.
+template <bool kTransposed>
+__global__ void __launch_bounds__(kThreads)
+    quantize_weights_kernel(uint8_t* codes, float* scales, const __grid_constant__ GroupTable table, int64_t rows,
+                            int64_t columns) {
+    constexpr int kSide = static_cast<int>(kFp8Block), kPack = 8, kPacks = kSide / kPack, kEach = kSide * kPacks / kThreads;
+    __shared__ uint8_t tile[kSide][kSide + 4];
+    __shared__ float space[kThreads / kWarp];
+    begin_early();
+    const int64_t row0 = int64_t{blockIdx.y} * kSide, column0 = int64_t{blockIdx.x} * kSide, matrix = blockIdx.z;
+    const auto* w = static_cast<const Bf16*>(table.matrix[matrix]);
+    float numbers[kEach][kPack]{};
+    float top = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+        const int e = static_cast<int>(threadIdx.x) + i * kThreads;
+        const int64_t row = row0 + e / kPacks, column = column0 + e % kPacks * kPack;
+        if (row < rows && column < columns) load_pack<kPack>(numbers[i], w + row * table.row[matrix] + column);
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) top = fmaxf(top, fabsf(numbers[i][j]));
+    }
+    top = block_max<kThreads>(top, space);
+    const float up = top > 0 ? kLargest / top : 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+        const int e = static_cast<int>(threadIdx.x) + i * kThreads, row = e / kPacks, column = e % kPacks * kPack;
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) {
+            const auto code = static_cast<uint8_t>(__nv_cvt_float_to_fp8(numbers[i][j] * up, __NV_SATFINITE, __NV_E4M3));
+            (kTransposed ? tile[column + j][row] : tile[row][column + j]) = code;
+        }
+    }
+    __syncthreads();
+    const int64_t out_rows = kTransposed ? columns : rows, out_columns = kTransposed ? rows : columns;
+    const int64_t to_row = kTransposed ? column0 : row0, to_column = kTransposed ? row0 : column0;
+    for (int e = static_cast<int>(threadIdx.x); e < kSide * kSide / 4; e += kThreads) {
+        const int r = e / (kSide / 4), c = e % (kSide / 4) * 4;
+        if (to_row + r >= out_rows || to_column + c >= out_columns) continue;  // out_columns is a multiple of 8
+        *reinterpret_cast<uint32_t*>(codes + (matrix * out_rows + to_row + r) * out_columns + to_column + c) =
+            *reinterpret_cast<const uint32_t*>(&tile[r][c]);
+    }
+    const int64_t grid_columns = kTransposed ? gridDim.y : gridDim.x;
+    const int64_t at =
+        kTransposed ? int64_t{blockIdx.x} * grid_columns + blockIdx.y : int64_t{blockIdx.y} * grid_columns + blockIdx.x;
+    if (threadIdx.x == 0) scales[matrix * gridDim.x * gridDim.y + at] = top / kLargest;
+}
+
 }  // namespace
+
+void quantize_weights(cudaStream_t stream, const char* op, void* codes, float* scales, const GroupTable& table, int groups,
+                      int64_t rows, int64_t columns, bool transposed) {
+    if (groups == 0 || rows == 0 || columns == 0) return;
+    const dim3 grid(static_cast<unsigned>(ceil_div(columns, kFp8Block)), static_cast<unsigned>(ceil_div(rows, kFp8Block)),
+                    static_cast<unsigned>(groups));
+    launch_early(transposed ? quantize_weights_kernel<true> : quantize_weights_kernel<false>, grid, kThreads, 0, stream,
+                 static_cast<uint8_t*>(codes), scales, table, rows, columns);
+    check_launch(op);
+}
 
 void expand_codes(cudaStream_t stream, const char* op, void* to, DType type, const CodeFormat& format, const CodeTable& table,
                   int groups, const int32_t* offsets) {

@@ -54,6 +54,9 @@ struct CodedCall {
 [[nodiscard]] bool is_coded(const Where& where, std::span<const Weight> w);
 // y = x w^T, if kernels of this file or the Hopper FP8 product can; false with nothing done.
 [[nodiscard]] bool run_coded(const Where& where, const char* op, const CodedCall& call);
+// The same for plain bf16 weights where the back end was asked to multiply in FP8 (matmul_fp8.cpp): y = x w^T, or for kDgrad
+// y = x w. Weights and activations are quantized on the way.
+[[nodiscard]] bool run_in_fp8(const Where& where, const char* op, ProductForm form, const CodedCall& call);
 // Calls `multiply` with parts of the call (experts, heads) whose weights are plain: the codes' numbers, in where.numbers.
 void with_numbers(const Where& where, const char* op, const CodedCall& call,
                   const std::function<void(const CodedCall& part)>& multiply);
@@ -90,5 +93,11 @@ void expand_codes(cudaStream_t stream, const char* op, void* to, DType type, con
 // with scale_row >= m: a row's largest |x| of 128 columns becomes 448. x bf16.
 void quantize_activations(cudaStream_t stream, const char* op, void* q, float* scales, int64_t scale_row, const void* x,
                           int64_t x_row, int64_t m, int64_t columns);
+
+// Weights in FP8: codes[g] [rows, columns] e4m3, or [columns, rows] if `transposed`, one after the other, with f32 scales of
+// 128 x 128 blocks [ceil(rows / 128), ceil(columns / 128)], or transposed too: a block's largest |w| becomes 448. The table's
+// matrices: bf16 [rows, columns], columns a multiple of 8.
+void quantize_weights(cudaStream_t stream, const char* op, void* codes, float* scales, const GroupTable& table, int groups,
+                      int64_t rows, int64_t columns, bool transposed);
 
 }  // namespace fathom::cuda

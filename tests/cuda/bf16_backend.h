@@ -14,7 +14,7 @@ namespace fathom {
 template <bool kDeterministic>
 [[nodiscard]] std::vector<Backend> bf16_backend(const char* name) {
     std::array<char, 512> message{};
-    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, true, kDeterministic, message.data(), message.size()));
+    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, "bf16", kDeterministic, message.data(), message.size()));
     if (ops == nullptr) return {};
     return {{name, [](int /*threads*/) { return ops; }}};
 }

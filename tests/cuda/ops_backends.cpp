@@ -10,7 +10,7 @@ namespace fathom {
 // two of them have a stream each, and do not wait for one another.
 std::vector<Backend> backends() {
     std::array<char, 512> message{};
-    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, false, false, message.data(), message.size()));
+    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, "f32", false, message.data(), message.size()));
     if (ops == nullptr) return {};
     return {{"Cuda", [](int /*threads*/) { return ops; }}};
 }

@@ -258,10 +258,84 @@ TEST_P(CodedDeterministic, ARowsBitsDoNotDependOnItsBatch) {
     }
 }
 
+// Products of bf16 in FP8: of numbers that FP8 holds exactly, so that what remains is the rounding of the result.
+std::vector<Backend> fp8_backend() {
+    std::array<char, 512> message{};
+    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, "fp8", false, message.data(), message.size()));
+    if (ops == nullptr) return {};  // no Hopper card
+    return {{"CudaFp8", [](int /*threads*/) { return ops; }}};
+}
+class ProductsInFp8 : public Coded {
+protected:
+    int64_t side() { return 16 * integer(8, 24); }
+    // In every block of 128 x 128 the largest is 448 times a power of two.
+    WeightPair exact_matrix(int64_t out, int64_t in) {
+        std::vector<double> numbers(static_cast<size_t>(out * in));
+        for (int64_t o = 0; o < out; o += kFp8Block)
+            for (int64_t i = 0; i < in; i += kFp8Block) {
+                const double scale = std::ldexp(1.0, static_cast<int>(integer(-12, -6)));
+                for (int64_t r = o; r < std::min(out, o + kFp8Block); ++r)
+                    for (int64_t c = i; c < std::min(in, i + kFp8Block); ++c) {
+                        const float number = static_cast<float>(std::clamp(60 * rng.normal(), -448.0, 448.0));
+                        const auto rounded = static_cast<double>(static_cast<float>(Float8E4M3(number)));
+                        numbers[static_cast<size_t>(r * in + c)] = scale * (r == o && c == i ? 448 : rounded);
+                    }
+            }
+        const Pair w = values({out, in}, numbers, DType::kBF16, true);
+        return {w.device, w.reference};
+    }
+};
+INSTANTIATE_TEST_SUITE_P(, ProductsInFp8, testing::ValuesIn(fp8_backend()), backend_name);
+
+TEST_P(ProductsInFp8, AreExactButForRoundingOfTheResult) {
+    for (int i = 0; i < kCases; ++i) {
+        const int64_t n = coin() ? rows() : integer(1, 600), in = 128 * integer(1, 4), out = 128 * integer(1, 4);
+        const WeightPair w = exact_matrix(out, in);
+        const Pair x = exact_in_fp8(n, in), dy = exact_in_fp8(n, out);
+        const Pair y = random({n, out}, 1, 0, DType::kBF16, true), dx = random({n, in}, 1, 0, DType::kBF16, true);
+        run([&](Ops& o, Side at) {
+            o.matmul(at(y), at(x), at(w));
+            o.matmul_dgrad(at(dx), at(dy), at(w));
+        });
+        expect_close(y);
+        expect_close(dx);
+    }
+}
+
+TEST_P(ProductsInFp8, OfExpertsToo) {
+    for (int i = 0; i < kCases / 4; ++i) {
+        const int64_t m = coin() ? rows() : integer(1, 900), experts = i == 0 ? 140 : integer(1, 30);
+        const int64_t in = 128 * integer(1, 3), out = 128 * integer(1, 3);
+        std::vector<WeightPair> w;
+        for (int64_t e = 0; e < experts; ++e) w.push_back(exact_matrix(out, in));
+        const Pair bounds = offsets(m, experts), x = exact_in_fp8(m, in), dy = exact_in_fp8(m, out);
+        const Pair y = random({m, out}, 1, 0, DType::kBF16, true), dx = random({m, in}, 1, 0, DType::kBF16, true);
+        run([&](Ops& o, Side at) {
+            o.grouped_matmul(at(y), at(x), at(w), at(bounds));
+            o.grouped_dgrad(at(dx), at(dy), at(w), at(bounds));
+        });
+        expect_close(y);
+        expect_close(dx);
+    }
+}
+
+TEST_P(ProductsInFp8, LoseNoMoreThanThreeBitsOfAnyNumbers) {
+    const int64_t n = 500, in = side(), out = side();
+    const Pair w = random({out, in}, 1, 0, DType::kBF16, true), x = random({n, in}, 1, 0, DType::kBF16, true),
+               dy = random({n, out}, 1, 0, DType::kBF16, true);
+    const Pair y = random({n, out}, 1, 0, DType::kBF16, true), dx = random({n, in}, 1, 0, DType::kBF16, true);
+    run([&](Ops& o, Side at) {
+        o.matmul(at(y), at(x), at(w));
+        o.matmul_dgrad(at(dx), at(dy), at(w));
+    });
+    expect_close(y, 0.04 / tolerance(DType::kBF16));
+    expect_close(dx, 0.04 / tolerance(DType::kBF16));
+}
+
 // Activations in f32: chains of multiply-adds over the numbers in f32.
 std::vector<Backend> f32_backend() {
     std::array<char, 512> message{};
-    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, false, false, message.data(), message.size()));
+    static const std::shared_ptr<Ops> ops(fathom_cuda_open(0, "f32", false, message.data(), message.size()));
     if (ops == nullptr) return {};
     return {{"CudaF32", [](int /*threads*/) { return ops; }}};
 }

@@ -11,7 +11,7 @@ namespace {
 
 std::unique_ptr<Ops> open_gpu(bool bf16, bool deterministic) {
     std::array<char, 512> message{};
-    return std::unique_ptr<Ops>(fathom_cuda_open(0, bf16, deterministic, message.data(), message.size()));
+    return std::unique_ptr<Ops>(fathom_cuda_open(0, bf16 ? "bf16" : "f32", deterministic, message.data(), message.size()));
 }
 
 // Three answers of different lengths, with log-probabilities. `watched`: a reader of logits, for whom they come to the host.
