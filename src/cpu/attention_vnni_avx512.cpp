@@ -14,7 +14,7 @@
 #include "cpu/attention_kernels.h"
 #include "cpu/attention_task.h"
 #include "cpu/kernels.h"
-#include "cpu/quant_rows.h"
+#include "cpu/quant_rows_avx512.h"
 #include "cpu/simd_avx512.h"
 
 namespace fathom {
@@ -91,7 +91,7 @@ void pack_queries(const AttentionTask& task, const Space& at) {
     std::memset(at.codes, 0, static_cast<size_t>(width * at.vectors * kLanes));
     for (int64_t lane = 0; lane < task.lanes; ++lane) {
         for (int64_t c = 0; c < task.d_q; ++c) x[c] = task.scale * task.q[lane][c];
-        quantize_row(q, factors, x, width, 128, false);
+        quantize_row_avx512(q, factors, x, width, 128, false);
         for (int64_t g = 0; g < at.blocks; ++g) {
             at.dq[g * kQueryLanes + lane] = factors[g].d;
             at.shift[g * kQueryLanes + lane] = factors[g].shift[0];

@@ -3,6 +3,8 @@
 //   dgrad    dx = dy w       A = dy,    B = w stored [k, n]
 //   wgrad    dw += dy^T x    A = dy^T,  B = x stored [k, n]
 #include <fmt/format.h>
+#include <concepts>
+#include <source_location>
 
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm.h"
@@ -17,11 +19,18 @@ namespace {
 
 enum class Form : uint8_t { kForward, kDgrad };
 
+// check() with a message that is put together when it is wanted: decoding a token checks a thousand products.
+template <std::invocable Message>
+void require(bool condition, const Message& message, const std::source_location& where = std::source_location::current()) {
+    if (!condition) [[unlikely]]
+        check(false, message(), where);
+}
+
 void check_activation(const Tensor& x, int rank, std::string_view what) {
-    check(x.rank == rank && x.dtype == DType::kF32,
-          fmt::format("{}: {} is not an F32 tensor of rank {}", what, x.describe(), rank));
-    check(x.dim(-1) <= 1 || x.stride[static_cast<size_t>(rank - 1)] == 1,
-          fmt::format("{}: the last dimension is not contiguous", what));
+    require(x.rank == rank && x.dtype == DType::kF32,
+            [&] { return fmt::format("{}: {} is not an F32 tensor of rank {}", what, x.describe(), rank); });
+    require(x.dim(-1) <= 1 || x.stride[static_cast<size_t>(rank - 1)] == 1,
+            [&] { return fmt::format("{}: the last dimension is not contiguous", what); });
 }
 
 GemmMatrix stored(const Weight& w, Form form, std::string_view what) {
@@ -29,16 +38,20 @@ GemmMatrix stored(const Weight& w, Form form, std::string_view what) {
     const bool known = codes.dtype == DType::kF32 || codes.dtype == DType::kBF16 || codes.dtype == DType::kF16;
     const bool fp8 = codes.dtype == DType::kF8E4M3 && w.scheme == Scheme::kFp8Block;
     const bool panels = is_number_panels(w) && form == Form::kForward;
-    check(codes.rank == 2 && (fp8 || (known && (panels || w.scheme == Scheme::kPlain))),
-          fmt::format("{}: a weight {}", what, codes.describe()));
-    check(codes.dim(1) <= 1 || codes.stride[1] == 1, fmt::format("{}: the weight's rows are not contiguous", what));
+    require(codes.rank == 2 && (fp8 || (known && (panels || w.scheme == Scheme::kPlain))),
+            [&] { return fmt::format("{}: a weight {}", what, codes.describe()); });
+    require(codes.dim(1) <= 1 || codes.stride[1] == 1,
+            [&] { return fmt::format("{}: the weight's rows are not contiguous", what); });
     GemmMatrix b{codes.data, codes.dtype, codes.stride[0], form == Form::kForward};
     b.panels = panels;
     if (!fp8) return b;
     const auto blocks = [](int64_t size) { return (size + kFp8Block - 1) / kFp8Block; };
-    check(w.scales.rank == 2 && w.scales.dtype == DType::kF32 && w.scales.dim(0) >= blocks(w.row0 + codes.dim(0)) &&
-              w.scales.dim(1) >= blocks(codes.dim(1)),
-          fmt::format("{}: scales {} of codes {} from row {}", what, w.scales.describe(), codes.describe(), w.row0));
+    require(w.scales.rank == 2 && w.scales.dtype == DType::kF32 && w.scales.dim(0) >= blocks(w.row0 + codes.dim(0)) &&
+                w.scales.dim(1) >= blocks(codes.dim(1)),
+            [&] {
+                return fmt::format("{}: scales {} of codes {} from row {}", what, w.scales.describe(), codes.describe(),
+                                   w.row0);
+            });
     b.scales = w.scales.as<const float>();
     b.scales_stride = w.scales.stride[0];
     b.row0 = w.row0;
@@ -52,9 +65,10 @@ GemmProduct product(const Tensor& c, const Tensor& a, const Weight& w, Form form
     p.b = stored(w, form, what);
     p.n = form == Form::kForward ? w.out_features() : w.in_features();
     p.k = form == Form::kForward ? w.in_features() : w.out_features();
-    check(0 <= begin && begin <= end && end <= c.dim(0) && c.dim(0) == a.dim(0) && c.dim(1) == p.n && a.dim(1) == p.k,
-          fmt::format("{}: {} from {} and weight {}, rows {} to {}", what, c.describe(), a.describe(), w.codes.describe(),
-                      begin, end));
+    require(0 <= begin && begin <= end && end <= c.dim(0) && c.dim(0) == a.dim(0) && c.dim(1) == p.n && a.dim(1) == p.k, [&] {
+        return fmt::format("{}: {} from {} and weight {}, rows {} to {}", what, c.describe(), a.describe(), w.codes.describe(),
+                           begin, end);
+    });
     p.m = end - begin;
     p.c = c.as<float>() + begin * c.stride[0];
     p.c_row = c.stride[0];
@@ -66,9 +80,12 @@ GemmProduct product(const Tensor& c, const Tensor& a, const Weight& w, Form form
 // dw += dy^T x over rows [begin, end).
 GemmProduct wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x, int64_t begin, int64_t end, std::string_view what) {
     check_activation(dw, 2, what);
-    check(0 <= begin && begin <= end && end <= dy.dim(0) && x.dim(0) == dy.dim(0) && dw.dim(0) == dy.dim(1) &&
-              dw.dim(1) == x.dim(1),
-          fmt::format("{}: {} from {} and {}, rows {} to {}", what, dw.describe(), dy.describe(), x.describe(), begin, end));
+    require(0 <= begin && begin <= end && end <= dy.dim(0) && x.dim(0) == dy.dim(0) && dw.dim(0) == dy.dim(1) &&
+                dw.dim(1) == x.dim(1),
+            [&] {
+                return fmt::format("{}: {} from {} and {}, rows {} to {}", what, dw.describe(), dy.describe(), x.describe(),
+                                   begin, end);
+            });
     GemmProduct p;
     p.c = dw.as<float>();
     p.c_row = dw.stride[0];
@@ -93,11 +110,12 @@ Tensor head(const Tensor& x, int64_t j) {
 }
 
 std::span<const int32_t> checked_offsets(const Tensor& offsets, size_t experts, const Tensor& rows, std::string_view what) {
-    check(offsets.rank == 1 && offsets.dtype == DType::kI32 && offsets.contiguous() &&
-              offsets.dim(0) == static_cast<int64_t>(experts) + 1,
-          fmt::format("{}: offsets {} for {} experts", what, offsets.describe(), experts));
+    require(offsets.rank == 1 && offsets.dtype == DType::kI32 && offsets.contiguous() &&
+                offsets.dim(0) == static_cast<int64_t>(experts) + 1,
+            [&] { return fmt::format("{}: offsets {} for {} experts", what, offsets.describe(), experts); });
     const std::span result(offsets.as<const int32_t>(), experts + 1);
-    check(result.front() == 0 && result.back() == rows.dim(0), fmt::format("{}: offsets do not cover the rows", what));
+    require(result.front() == 0 && result.back() == rows.dim(0),
+            [&] { return fmt::format("{}: offsets do not cover the rows", what); });
     return result;
 }
 
@@ -117,8 +135,8 @@ std::vector<GemmProduct> batched(const Tensor& c, const Tensor& a, std::span<con
     check_activation(c, 3, what);
     check_activation(a, 3, what);
     const auto heads = static_cast<int64_t>(w.size());
-    check(c.dim(1) == heads && a.dim(1) == heads,
-          fmt::format("{}: {} from {} for {} heads", what, c.describe(), a.describe(), heads));
+    require(c.dim(1) == heads && a.dim(1) == heads,
+            [&] { return fmt::format("{}: {} from {} for {} heads", what, c.describe(), a.describe(), heads); });
     std::vector<GemmProduct> products;
     for (int64_t j = 0; j < heads; ++j)
         products.push_back(product(head(c, j), head(a, j), w[static_cast<size_t>(j)], form, 0, c.dim(0), what));
@@ -127,10 +145,12 @@ std::vector<GemmProduct> batched(const Tensor& c, const Tensor& a, std::span<con
 
 void check_quantized(const QuantProduct& p, QuantForm form, std::string_view what) {
     const bool forward = form == QuantForm::kForward;
-    check(p.c.dim(0) == p.a.dim(0) && p.c.dim(1) == (forward ? p.w.out_features() : p.w.in_features()) &&
-              p.a.dim(1) == (forward ? p.w.in_features() : p.w.out_features()) && p.w.codes.stride[1] == 1,
-          fmt::format("{}: {} from {} and quantized weight [{}, {}]", what, p.c.describe(), p.a.describe(), p.w.out_features(),
-                      p.w.in_features()));
+    require(p.c.dim(0) == p.a.dim(0) && p.c.dim(1) == (forward ? p.w.out_features() : p.w.in_features()) &&
+                p.a.dim(1) == (forward ? p.w.in_features() : p.w.out_features()) && p.w.codes.stride[1] == 1,
+            [&] {
+                return fmt::format("{}: {} from {} and quantized weight [{}, {}]", what, p.c.describe(), p.a.describe(),
+                                   p.w.out_features(), p.w.in_features());
+            });
 }
 
 // The groups' or heads' products when their weights are quantized, else none. Weights of one call are all quantized or all not.
@@ -230,8 +250,8 @@ void CpuOps::gather_weight_rows(const Tensor& y, const Weight& w, const Tensor& 
     const bool cached = w.scheme == Scheme::kBlocks && caches(w.codes.dtype, w.block);  // the last block may be wider than y
     check_tensor("gather_weight_rows", "y", y, DType::kF32, {kAny, kAny});
     const int64_t in = w.in_features(), width = y.dim(1);
-    check(width == in || (cached && width < in && width > in - kCacheBlock),
-          fmt::format("gather_weight_rows: y is {} wide, the rows {}", width, in));
+    require(width == in || (cached && width < in && width > in - kCacheBlock),
+            [&] { return fmt::format("gather_weight_rows: y is {} wide, the rows {}", width, in); });
     check_tensor("gather_weight_rows", "rows", rows, DType::kI32, {y.dim(0)});
     const auto* at = rows.as<int32_t>();
     pool_.parallel_for(y.dim(0), 1, [&](int64_t begin, int64_t end, int) {

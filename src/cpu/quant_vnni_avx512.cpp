@@ -7,7 +7,7 @@
 #include <array>
 #include <utility>
 
-#include "cpu/quant_rows.h"
+#include "cpu/quant_rows_avx512.h"
 
 namespace fathom {
 namespace {
@@ -296,7 +296,7 @@ void multiply(const PanelTile& tile, uint8_t* scratch) { kTypes[static_cast<size
 }  // namespace
 
 const QuantKernels& quant_kernels_vnni_avx512() {
-    static constexpr QuantKernels kKernels{quantize_row, multiply};
+    static constexpr QuantKernels kKernels{quantize_row_avx512, multiply};
     return kKernels;
 }
 
