@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(256)
     void* const c = kWgrad ? (splits > 1 ? partial : table.matrix[group]) : p.c;
     const int64_t c_row = splits > 1 ? p.n : kWgrad ? table.row[group] : p.c_m;
     const int64_t c_base = splits > 1 ? split * p.m * p.n : p.offsets == nullptr ? group * p.c_group : 0;
+    const int64_t odd = reinterpret_cast<uintptr_t>(c) / 2 % 2;  // C may be a slice that begins between two pairs of bf16
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(256)
                     auto* to = static_cast<float*>(c) + at;
                     to[0] = splits > 1 ? x : to[0] + x;
                     if (two) to[1] = splits > 1 ? y : to[1] + y;
-                } else if (two && at % 2 == 0 && p.c_type == DType::kBF16) {
+                } else if (two && (at + odd) % 2 == 0 && p.c_type == DType::kBF16) {
                     *reinterpret_cast<__nv_bfloat162*>(static_cast<Bf16*>(c) + at) = __floats2bfloat162_rn(x, y);
                 } else {
                     store(c, p.c_type, at, x);

@@ -126,6 +126,15 @@ TEST_P(Bf16, EveryHeadHasItsOwnMatrix) {
     }
 }
 
+TEST_P(Bf16, HeadsMayBeginBetweenTwoPairs) {
+    const int64_t n = 70, in = 64, out = 65;
+    std::vector<WeightPair> w;
+    for (int64_t j = 0; j < 2; ++j) w.push_back(matrix(out, in));
+    const Pair x = random({n, 2, in}, 1, 0, DType::kBF16, true), all = random({n, 3, out}, 1, 0, DType::kBF16, true);
+    run([&](Ops& o, Side at) { o.batched_matmul(at(all).slice(1, 1, 3), at(x), at(w)); });
+    expect_close(all);
+}
+
 class Bf16Deterministic : public Bf16 {};
 INSTANTIATE_TEST_SUITE_P(, Bf16Deterministic, testing::ValuesIn(bf16_backend<true>("CudaBf16Deterministic")), backend_name);
 
