@@ -131,6 +131,13 @@ __device__ __forceinline__ void begin_early() {
 #endif
 }
 
+// For kernels that have work to do before they wait.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 template <class... Parameters, class... Arguments>
 void launch_early(void (*kernel)(Parameters...), dim3 grid, int64_t threads, size_t shared_bytes, cudaStream_t stream,
                   const Arguments&... arguments) {

@@ -20,17 +20,11 @@ void check_activation(const Tensor& x, int rank, std::string_view what) {
 void check_weight(const Weight& w, std::string_view what) {
     const Tensor& codes = w.codes;
     const bool known = codes.dtype == DType::kF32 || codes.dtype == DType::kBF16 || codes.dtype == DType::kF16;
-    const bool fp8 = codes.dtype == DType::kF8E4M3 && w.scheme == Scheme::kFp8Block;
-    if (w.scheme != Scheme::kPlain && w.scheme != Scheme::kFp8Block)
+    if (w.scheme != Scheme::kPlain)  // or of few bits (quant.h)
         throw Error(ErrorKind::kDevice,
                     "the GPU computes with F32, BF16, F16, FP8, int8 and int4 weights; use --device cpu for others");
-    check(codes.rank == 2 && (fp8 || known), fmt::format("{}: a weight {}", what, codes.describe()));
+    check(codes.rank == 2 && known, fmt::format("{}: a weight {}", what, codes.describe()));
     check(codes.dim(1) <= 1 || codes.stride[1] == 1, fmt::format("{}: the weight's rows are not contiguous", what));
-    if (!fp8) return;
-    const auto blocks = [](int64_t size) { return ceil_div(size, kFp8Block); };
-    check(w.scales.rank == 2 && w.scales.dtype == DType::kF32 && w.scales.dim(0) >= blocks(w.row0 + codes.dim(0)) &&
-              w.scales.dim(1) >= blocks(codes.dim(1)),
-          fmt::format("{}: scales {} of codes {} from row {}", what, w.scales.describe(), codes.describe(), w.row0));
 }
 
 void check_offsets(const Tensor& offsets, size_t experts, std::string_view what) {
@@ -62,7 +56,6 @@ Product with_weights(ProductForm form, const Tensor& c, const Tensor& a, std::sp
     p.c_m = c.stride[0];
     if (w.empty()) return p;
     p.b_type = w[0].codes.dtype;
-    p.scales_stride = w[0].scheme == Scheme::kFp8Block ? w[0].scales.stride[0] : 0;
     return p;
 }
 
@@ -92,9 +85,7 @@ Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tenso
 
 void put(GroupTable& table, size_t at, const Weight& w) {
     table.matrix[at] = w.codes.data;
-    table.scales[at] = w.scheme == Scheme::kFp8Block ? w.scales.as<const float>() : nullptr;
     table.row[at] = w.codes.stride[0];
-    table.first_row[at] = static_cast<int32_t>(w.row0);
 }
 void put(GroupTable& table, size_t at, const Tensor& dw) {
     table.matrix[at] = dw.data;
@@ -138,11 +129,11 @@ void run_planned(const Where& where, const char* op, const Plan& plan, const Pro
 }
 
 // Gradients that come in f32, a router's, times bf16. (The chains of f32 took ten times as long.)
-bool suits_halves(const Product& p, const GroupTable& table) {
+bool suits_halves(const Product& p) {
     const bool wgrad = p.form == ProductForm::kWgrad;
     const auto even = [](int64_t width) { return width > 0 && width % 8 == 0; };
     return p.form != ProductForm::kForward && p.a_type == DType::kF32 && p.b_type == DType::kBF16 && p.offsets == nullptr &&
-           p.groups == 1 && table.scales[0] == nullptr && even(p.n) && even(wgrad ? p.m : p.k);
+           p.groups == 1 && even(p.n) && even(wgrad ? p.m : p.k);
 }
 
 // With dy = high + low: dw += high^T x, dw += low^T x;  dx = [high | low] [w; w].
@@ -179,7 +170,7 @@ void run_halves(const Where& where, const char* op, const Product& p, const Grou
 
 void run_table(const Where& where, const char* op, const Product& p, const GroupTable& table) {
     if (p.m == 0 || p.n == 0) return;
-    if (!where.exact && suits_halves(p, table)) return run_halves(where, op, p, table);
+    if (!where.exact && suits_halves(p)) return run_halves(where, op, p, table);
     const Plan plan(where, p, table);
     float* partial = nullptr;
     if (plan.splits > 1) {
@@ -239,7 +230,7 @@ void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     cuda::check_activation(x, 2, "matmul");
     const std::span one(&w, 1);
     if (cuda::run_in_fp8(where(), "matmul", cuda::ProductForm::kForward, {y, x, one, {}})) return;
-    if (!cuda::is_coded(where(), one))
+    if (!cuda::is_coded(one))
         return cuda::run(where(), "matmul", cuda::with_weights(cuda::ProductForm::kForward, y, x, one, "matmul"), one);
     const cuda::CodedCall call{y, x, one, {}};
     if (cuda::run_coded(where(), "matmul", call)) return;
@@ -251,7 +242,7 @@ void CudaOps::matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) 
     cuda::check_activation(dy, 2, "matmul_dgrad");
     const std::span one(&w, 1);
     if (cuda::run_in_fp8(where(), "matmul_dgrad", cuda::ProductForm::kDgrad, {dx, dy, one, {}})) return;
-    if (!cuda::is_coded(where(), one))
+    if (!cuda::is_coded(one))
         return cuda::run(where(), "matmul_dgrad", cuda::with_weights(cuda::ProductForm::kDgrad, dx, dy, one, "matmul_dgrad"),
                          one);
     cuda::with_numbers(where(), "matmul_dgrad", {dx, dy, one, {}},
@@ -265,8 +256,7 @@ void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) 
 
 void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
     if (cuda::run_in_fp8(where(), "grouped_matmul", cuda::ProductForm::kForward, {y, x, w, offsets})) return;
-    if (!cuda::is_coded(where(), w))
-        return cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
+    if (!cuda::is_coded(w)) return cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
     cuda::check_activation(y, 2, "grouped_matmul");
     cuda::check_activation(x, 2, "grouped_matmul");
     cuda::check_offsets(offsets, w.size(), "grouped_matmul");
@@ -278,8 +268,7 @@ void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const W
 
 void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) {
     if (cuda::run_in_fp8(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, {dx, dy, w, offsets})) return;
-    if (!cuda::is_coded(where(), w))
-        return cuda::by_expert(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
+    if (!cuda::is_coded(w)) return cuda::by_expert(where(), "grouped_dgrad", cuda::ProductForm::kDgrad, dx, dy, w, offsets);
     cuda::check_offsets(offsets, w.size(), "grouped_dgrad");
     cuda::with_numbers(where(), "grouped_dgrad", {dx, dy, w, offsets},
                        [&](const cuda::CodedCall& part) { grouped_dgrad(part.y, part.x, part.w, part.offsets); });
@@ -293,7 +282,7 @@ void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const 
 }
 
 void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {
-    if (!cuda::is_coded(where(), w)) return cuda::by_head(where(), "batched_matmul", cuda::ProductForm::kForward, y, x, w);
+    if (!cuda::is_coded(w)) return cuda::by_head(where(), "batched_matmul", cuda::ProductForm::kForward, y, x, w);
     cuda::check_activation(y, 3, "batched_matmul");
     cuda::check_activation(x, 3, "batched_matmul");
     const cuda::CodedCall call{y, x, w, {}};
@@ -303,7 +292,7 @@ void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const W
 }
 
 void CudaOps::batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) {
-    if (!cuda::is_coded(where(), w)) return cuda::by_head(where(), "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
+    if (!cuda::is_coded(w)) return cuda::by_head(where(), "batched_dgrad", cuda::ProductForm::kDgrad, dx, dy, w);
     cuda::with_numbers(where(), "batched_dgrad", {dx, dy, w, {}},
                        [&](const cuda::CodedCall& part) { batched_dgrad(part.y, part.x, part.w); });
 }

@@ -184,9 +184,8 @@ CodeTable code_table(std::span<const Weight> w) {
     return table;
 }
 
-bool is_coded(const Where& where, std::span<const Weight> w) {
-    if (w.empty()) return false;
-    return w[0].scheme == Scheme::kGroups || (w[0].scheme == Scheme::kFp8Block && !where.exact);
+bool is_coded(std::span<const Weight> w) {
+    return !w.empty() && (w[0].scheme == Scheme::kGroups || w[0].scheme == Scheme::kFp8Block);
 }
 
 bool run_coded(const Where& where, const char* op, const CodedCall& call) {

@@ -15,15 +15,9 @@ struct StoredMatrix {
     const void* data;
     DType type;
     int64_t n_stride, k_stride;
-    const float* scales;
-    int64_t scales_stride, first_row;
-    bool rows_are_n;  // the stored row is n (forward) or k (dgrad)
 
     __device__ __forceinline__ float operator()(int64_t n, int64_t k) const {
-        const float code = load(data, type, n * n_stride + k * k_stride);
-        if (scales == nullptr) return code;
-        const int64_t row = first_row + (rows_are_n ? n : k), column = rows_are_n ? k : n;
-        return code * scales[row / kFp8Block * scales_stride + column / kFp8Block];
+        return load(data, type, n * n_stride + k * k_stride);
     }
 };
 
@@ -55,14 +49,7 @@ __global__ void __launch_bounds__(256)
     }
     const int64_t column_begin = static_cast<int64_t>(blockIdx.x) * kTile;
     const int64_t b_row = kWgrad ? p.b_row : table.row[group];
-    const StoredMatrix b{kWgrad ? p.b : table.matrix[group],
-                         p.b_type,
-                         kForward ? b_row : 1,
-                         kForward ? 1 : b_row,
-                         kWgrad ? nullptr : table.scales[group],
-                         p.scales_stride,
-                         kWgrad ? 0 : table.first_row[group],
-                         kForward};
+    const StoredMatrix b{kWgrad ? p.b : table.matrix[group], p.b_type, kForward ? b_row : 1, kForward ? 1 : b_row};
     const int64_t c_row = splits > 1 ? p.n : kWgrad ? table.row[group] : p.c_m;
     const int64_t a_base = p.offsets == nullptr ? group * p.a_group : 0;
 

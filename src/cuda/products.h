@@ -18,10 +18,8 @@ enum class ProductForm : uint8_t { kForward, kDgrad, kWgrad };
 // What a group of a product has of its own. A kernel gets the table as a parameter: nothing is copied to the device before it.
 constexpr int kMaxGroups = 128;
 struct GroupTable {
-    void* matrix[kMaxGroups];         // the stored weight (forward, dgrad) or the gradient (wgrad)
-    const float* scales[kMaxGroups];  // of FP8 blocks
-    int64_t row[kMaxGroups];          // elements from one stored row to the next
-    int32_t first_row[kMaxGroups];    // where the stored weight begins in the grid of scales
+    void* matrix[kMaxGroups];  // the stored weight (forward, dgrad) or the gradient (wgrad)
+    int64_t row[kMaxGroups];   // elements from one stored row to the next
 };
 
 struct Product {
@@ -36,7 +34,6 @@ struct Product {
     DType c_type = DType::kF32;
     int64_t c_m = 0;  // c_n = 1
     int64_t m = 0, n = 0, k = 0;
-    int64_t scales_stride = 0;
     // Experts: rows [offsets[g], offsets[g + 1]) of A and C (wgrad: of A^T and B) belong to group g. Null: every group has all.
     const int32_t* offsets = nullptr;
     int groups = 1;

@@ -50,8 +50,8 @@ struct CodedCall {
     std::span<const Weight> w;
     Tensor offsets;  // [w.size() + 1], for experts; else absent
 };
-// Whether weights are of the schemes below, and not among those that run_chain_product reads.
-[[nodiscard]] bool is_coded(const Where& where, std::span<const Weight> w);
+// Whether weights are of the schemes above.
+[[nodiscard]] bool is_coded(std::span<const Weight> w);
 // y = x w^T, if kernels of this file or the Hopper FP8 product can; false with nothing done.
 [[nodiscard]] bool run_coded(const Where& where, const char* op, const CodedCall& call);
 // The same for plain bf16 weights where the back end was asked to multiply in FP8 (matmul_fp8.cpp): y = x w^T, or for kDgrad

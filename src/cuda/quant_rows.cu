@@ -298,7 +298,9 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         for (int i = 0; i < kAhead; ++i)
             if (warp + i * kWarps < chunks) lines.fetch(ahead[i], warp + i * kWarps);
     };
-    // Before the kernel ahead has ended: codes are nothing that it writes. Offsets may be, so they are looked up again.
+    // Before the kernel ahead has ended, and letting the next one do the same: codes are nothing that kernels write. Offsets
+    // may be, so they are looked up again.
+    let_next_begin();
     const int guess = rows_of_block<kRows>(p).group;
     if (guess >= 0) first_chunks_of(guess);
     begin_early();

@@ -18,6 +18,7 @@ class Coded : public OpTest {
 protected:
     // bf16 results, of which weights may have been rounded to bf16 on the way; f32 sums of exact products.
     static constexpr double kRounded = 2, kF32Sums = 5;
+    static constexpr int kFewCases = 8;
 
     struct Shape {
         Codes codes = Codes::kInt4;
@@ -31,7 +32,7 @@ protected:
         s.codes = codes;
         s.out = coin() ? 8 * integer(1, 50) : integer(1, 300);
         s.group = usual || codes == Codes::kFp8 ? 128 : std::array<int64_t, 6>{8, 16, 32, 64, 128, 256}[rng.below(6)];
-        s.in = codes == Codes::kFp8 && !usual ? integer(1, 300) : s.group * integer(1, 6);
+        s.in = codes == Codes::kFp8 && !usual ? integer(1, 300) : s.group * integer(1, 4);
         s.scales = codes == Codes::kFp8 ? DType::kF32 : std::array{DType::kF32, DType::kBF16, DType::kF16}[rng.below(3)];
         s.packed = usual || coin();
         return s;
@@ -126,10 +127,10 @@ INSTANTIATE_TEST_SUITE_P(, CodedDeterministic, testing::ValuesIn(bf16_backend<tr
 
 TEST_P(CodedBf16, ProductsAreThoseOfTheCodesNumbers) {
     for (const Codes codes : kAllCodes)
-        for (int i = 0; i < kCases; ++i) {
+        for (int i = 0; i < kFewCases; ++i) {
             const bool usual = i % 2 == 0, exact = codes == Codes::kFp8 && usual;
             const Shape s = shape(codes, usual);
-            const int64_t n = coin() ? rows() : integer(1, 400);
+            const int64_t n = coin() ? integer(0, 40) : integer(1, 200);
             const WeightPair w = coded(s);
             const Pair x = exact ? exact_in_fp8(n, s.in) : activation({n, s.in}), dy = activation({n, s.out});
             const Pair y = empty({n, s.out}, DType::kBF16), f32 = empty({n, s.out}), dx = empty({n, s.in}, DType::kBF16);
@@ -172,10 +173,10 @@ TEST_P(CodedBf16, EveryCodeMeansItsNumber) {
 
 TEST_P(CodedBf16, GroupsMayBeEmptyOrHoldOneRow) {
     for (const Codes codes : kAllCodes)
-        for (int i = 0; i < kCases / 2; ++i) {
+        for (int i = 0; i < kFewCases; ++i) {
             const bool usual = i % 2 == 0;
             const Shape s = shape(codes, usual);
-            const int64_t m = coin() ? rows() : integer(1, 600), experts = i == 2 ? 150 : integer(1, 30);
+            const int64_t m = coin() ? integer(0, 40) : integer(1, 300), experts = i == 2 ? 150 : integer(1, 20);
             const std::vector<WeightPair> w = several(s, experts);
             const bool exact = codes == Codes::kFp8 && usual;
             const Pair bounds = offsets(m, experts), x = exact ? exact_in_fp8(m, s.in) : activation({m, s.in}),
@@ -192,7 +193,7 @@ TEST_P(CodedBf16, GroupsMayBeEmptyOrHoldOneRow) {
 
 TEST_P(CodedBf16, EveryHeadHasItsOwnMatrix) {
     for (const Codes codes : kAllCodes)
-        for (int i = 0; i < kCases / 4; ++i) {
+        for (int i = 0; i < kFewCases / 2; ++i) {
             const Shape s = shape(codes, i % 2 == 0);
             const int64_t n = rows(), heads = integer(1, 7);
             const std::vector<WeightPair> w = several(s, heads);
@@ -227,11 +228,11 @@ INSTANTIATE_TEST_SUITE_P(, CodedExperts, testing::ValuesIn(bf16_backend<false>("
 
 TEST_P(CodedExperts, InFp8AreMultipliedInFp8) {
     for (const int64_t experts : {1, 3, 40, 140}) {
-        const int64_t m = integer(experts * 9, experts * 9 + 900), in = 128 * integer(1, 8), out = 8 * integer(8, 60);
+        const int64_t m = integer(experts * 9, experts * 9 + 500), in = 128 * integer(1, 4), out = 8 * integer(8, 40);
         const std::vector<WeightPair> w = in_a_row(experts, out, in);
         const Pair bounds = offsets(m, experts), x = exact_in_fp8(m, in), y = empty({m, out}, DType::kBF16);
         run([&](Ops& o, Side at) { o.grouped_matmul(at(y), at(x), at(w), at(bounds)); });
-        expect_close(y);
+        expect_close(y, kRounded);  // other cards write the weights out in bf16
     }
 }
 
@@ -288,8 +289,8 @@ protected:
 INSTANTIATE_TEST_SUITE_P(, ProductsInFp8, testing::ValuesIn(fp8_backend()), backend_name);
 
 TEST_P(ProductsInFp8, AreExactButForRoundingOfTheResult) {
-    for (int i = 0; i < kCases; ++i) {
-        const int64_t n = coin() ? rows() : integer(1, 600), in = 128 * integer(1, 4), out = 128 * integer(1, 4);
+    for (int i = 0; i < kFewCases; ++i) {
+        const int64_t n = coin() ? integer(0, 40) : integer(1, 300), in = 128 * integer(1, 4), out = 128 * integer(1, 4);
         const WeightPair w = exact_matrix(out, in);
         const Pair x = exact_in_fp8(n, in), dy = exact_in_fp8(n, out);
         const Pair y = random({n, out}, 1, 0, DType::kBF16, true), dx = random({n, in}, 1, 0, DType::kBF16, true);
@@ -303,8 +304,8 @@ TEST_P(ProductsInFp8, AreExactButForRoundingOfTheResult) {
 }
 
 TEST_P(ProductsInFp8, OfExpertsToo) {
-    for (int i = 0; i < kCases / 4; ++i) {
-        const int64_t m = coin() ? rows() : integer(1, 900), experts = i == 0 ? 140 : integer(1, 30);
+    for (int i = 0; i < kFewCases / 2; ++i) {
+        const int64_t m = coin() ? integer(0, 40) : integer(1, 500), experts = i == 0 ? 140 : integer(1, 30);
         const int64_t in = 128 * integer(1, 3), out = 128 * integer(1, 3);
         std::vector<WeightPair> w;
         for (int64_t e = 0; e < experts; ++e) w.push_back(exact_matrix(out, in));
@@ -344,7 +345,7 @@ INSTANTIATE_TEST_SUITE_P(, CodedF32, testing::ValuesIn(f32_backend()), backend_n
 
 TEST_P(CodedF32, ProductsAreThoseOfTheCodesNumbers) {
     for (const Codes codes : kAllCodes)
-        for (int i = 0; i < kCases / 4; ++i) {
+        for (int i = 0; i < kFewCases / 2; ++i) {
             const Shape s = shape(codes, coin());
             const int64_t n = rows(), experts = integer(1, 9);
             const std::vector<WeightPair> w = several(s, experts);
