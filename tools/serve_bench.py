@@ -6,7 +6,9 @@ Prints one line per figure with the bound it is judged by, and writes them as JS
 import argparse
 import asyncio
 import json
+import os
 import re
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -24,6 +26,10 @@ class Server:
 
     def resident(self):
         return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text()).group(1)) * 1024
+
+    def cpu_seconds(self):
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
         self.process.terminate()
@@ -138,15 +144,27 @@ def objective(fathom, model, clients, seconds, which):
 
 
 def throughput(fathom, model, server, rounds):
-    """Tokens a second: served at 32 requests at a time, greedy and sampled, and raw at batches of 32 and 1, in turn."""
+    """Tokens a second: served at 32 requests at a time, greedy and sampled, and raw at batches of 32 and 1, in turn. The processor time of a token, of
+    server and client together beside that of the raw run, says what serving costs where other work disturbs the clock."""
+    cpu = {}
+
+    def spent():
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return server.cpu_seconds() + children.ru_utime + children.ru_stime
+
     def served(temperature):
         bench = [fathom, "bench", "serve", "--port", str(server.port), "--json", "--quiet", "--num-prompts", "96", "--max-concurrency", "32",
                  "--input-len", "32", "--output-len", "200", "--ignore-eos", "--temperature", str(temperature)]
-        return json.loads(subprocess.run(bench, check=True, capture_output=True, text=True).stdout)["output_throughput"]
+        before = spent()
+        result = json.loads(subprocess.run(bench, check=True, capture_output=True, text=True).stdout)
+        cpu.setdefault(f"served at temperature {temperature}", []).append((spent() - before) / result["total_output_tokens"])
+        return result["output_throughput"]
 
     def raw(batch):
         run = [fathom, "bench", "decode", model, "--batch", str(batch), "--depth", "32", "--max-new-tokens", "66", "--repetitions", "3", "--json", "--quiet"]
-        return json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)["tokens_per_second"]
+        result = json.loads(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+        cpu.setdefault(f"raw, batch {batch}", []).append(result["cpu_seconds_per_token"])
+        return result["tokens_per_second"]
 
     all_rates = {"served": lambda: served(0), "raw": lambda: raw(32), "served_sampled": lambda: served(1), "raw_batch_1": lambda: raw(1)}
     rates = {name: [] for name in all_rates}
@@ -156,7 +174,8 @@ def throughput(fathom, model, server, rounds):
     middle = {name: percentile(values, 0.5) for name, values in rates.items()}
     ratio = percentile([a / b for a, b in zip(rates["served"], rates["raw"])], 0.5)
     return {**middle, "ratio": ratio, "bound": 0.85, "ratio_sampled": middle["served_sampled"] / middle["raw"],
-            "raw_batch_32_over_1": middle["raw"] / middle["raw_batch_1"], "bound_batch": 3.0, "rounds": rates}
+            "raw_batch_32_over_1": middle["raw"] / middle["raw_batch_1"], "bound_batch": 3.0, "rounds": rates,
+            "cpu_us_per_token": {name: 1e6 * percentile(values, 0.5) for name, values in cpu.items()}}
 
 
 def main():

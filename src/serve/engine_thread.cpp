@@ -102,6 +102,9 @@ bool EngineThread::take_commands() {
         wake_.wait(lock, [&] { return stop_ || forget_ || !submitted_.empty() || !cancelled_.empty() || !engine_.idle(); });
         if (stop_) return false;
         submitted.swap(submitted_);
+        // The next snapshot is taken when the step that begins with them has ended.
+        snapshot_.load.waiting += std::ssize(submitted);
+        for (const Submission& submission : submitted) snapshot_.load.unread_tokens += std::ssize(submission.request.prompt);
         cancelled.swap(cancelled_);
         if (std::exchange(forget_, false)) engine_.forget_prefixes();
     }

@@ -49,6 +49,8 @@ public:
     [[nodiscard]] Snapshot snapshot() const;
     // Seconds that a prompt of `tokens` would wait for its first token if it came now, as far as can be told.
     [[nodiscard]] double expected_first_token(int64_t tokens) const;
+    // Of an objective for that, how much is to be planned for.
+    [[nodiscard]] double planned(double objective) const { return fathom::planned(snapshot().step_time, objective); }
 
 private:
     struct Submission {

@@ -180,10 +180,10 @@ void Service::generate(const std::shared_ptr<HttpExchange>& exchange) {
     check_unknown(fields);
     for (const Request& request : made.job.requests) engine_.validate(request);
     const double expected = options_.ttft_slo > 0 ? engine_.expected_first_token(made.job.prompt_tokens) : 0;
-    if (expected > options_.ttft_slo) {
+    if (options_.ttft_slo > 0 && expected > engine_.planned(options_.ttft_slo)) {
         refuse_for_now(fmt::format("the first token would come in about {:.1f} s, and this server promises {:.1f} s", expected,
                                    options_.ttft_slo),
-                       expected - options_.ttft_slo);
+                       std::max(expected - options_.ttft_slo, 0.0));
     }
     made.job.ping_seconds = options_.ping_seconds;
     start_generation(exchange, engine_, *model_.tokenizer, metrics_, std::move(made.job), std::move(made.protocol));

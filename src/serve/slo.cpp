@@ -8,8 +8,8 @@ namespace {
 
 constexpr double kDecay = 0.98;      // per batch: about the last fifty count
 constexpr int64_t kLeastPrompt = 8;  // rows of prompts that every batch may have
-// What is expected is a mean: planned up to the objective itself, half of the answers would miss it (on a disturbed machine the
-// median was 0.99 of the objective and the 99th percentile 1.27).
+// What is expected is a mean: planned up to the objective itself, half of the answers would miss it (the median was 0.99 of the
+// objective and the 99th percentile 1.27).
 constexpr double kPlanned = 0.8;
 
 }  // namespace
@@ -19,6 +19,10 @@ void StepTime::add(int64_t rows, double seconds) {
     const auto n = static_cast<double>(rows);
     // A batch that was held up by something else says nothing about its rows.
     if (weight_ > 10 && seconds > 10 * this->seconds(rows)) return;
+    if (const double expected = this->seconds(rows); weight_ > 10 && expected > 0) {
+        const double missed = seconds / expected - 1;
+        missed_squared_ = missed_squared_ * kDecay + missed * missed * (1 - kDecay);
+    }
     weight_ = weight_ * kDecay + 1;
     rows_ = rows_ * kDecay + n;
     rows_squared_ = rows_squared_ * kDecay + n * n;
@@ -51,9 +55,13 @@ int64_t StepTime::rows_within(double seconds) const {
     return static_cast<int64_t>(std::clamp(std::floor((seconds - time.fixed) / time.per_row), 1.0, static_cast<double>(kAll)));
 }
 
+double StepTime::spread() const { return std::sqrt(missed_squared_); }
+
+double planned(const StepTime& time, double objective) { return kPlanned * objective / (1 + time.spread()); }
+
 BatchLimits limits_within(const StepTime& time, double tpot, const Engine::Load& load, const BatchLimits& most) {
     if (tpot <= 0 || load.decoding == 0) return most;  // nobody waits for a next token
-    const int64_t rows = time.rows_within(kPlanned * tpot);
+    const int64_t rows = time.rows_within(planned(time, tpot));
     return {std::min(std::max(rows, load.decoding + kLeastPrompt), most.rows), std::clamp<int64_t>(rows, 1, most.sequences)};
 }
 

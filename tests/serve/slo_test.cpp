@@ -38,6 +38,19 @@ TEST(StepTime, ForgetsWhatTheMachineWasLikeBefore) {
     EXPECT_NEAR(time.seconds(8), 0.024, 1e-4);
 }
 
+TEST(StepTime, AMachineThatIsDisturbedPlansForLess) {
+    StepTime steady, disturbed;
+    for (int i = 0; i < 400; ++i) {
+        steady.add(1 + i % 8, 0.001 * static_cast<double>(1 + i % 8));
+        disturbed.add(1 + i % 8, (i % 2 == 0 ? 0.0005 : 0.0015) * static_cast<double>(1 + i % 8));
+    }
+    EXPECT_NEAR(steady.spread(), 0, 1e-6);
+    EXPECT_NEAR(planned(steady, 1), 0.8, 1e-6);
+    EXPECT_GT(disturbed.spread(), 0.3);
+    EXPECT_LT(disturbed.spread(), 0.7);
+    EXPECT_NEAR(planned(disturbed, 1), 0.8 / (1 + disturbed.spread()), 1e-9);
+}
+
 StepTime linear() {
     StepTime time;
     for (int i = 0; i < 100; ++i) time.add(1 + i % 64, 0.001 + 0.0005 * static_cast<double>(1 + i % 64));
