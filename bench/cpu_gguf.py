@@ -71,7 +71,10 @@ def peer(binary, file, run, threads, clock, flags):
     text, cpu, peak = repeated(1)
     result = {"tokens_per_s": json.loads(text)[0]["avg_ts"], "peak_bytes": peak}
     if clock == "cpu" and not depth:  # a repetition at depth reads the prompt again
-        result["cpu_s_per_token"] = (repeated(3)[1] - cpu) / (2 * (prompt or new))
+        more = 2 if prompt else 6  # repetitions; the difference must stand out from how much two starts differ
+        seconds = (repeated(1 + more)[1] - cpu) / (more * (prompt or new))
+        if seconds > 0:
+            result["cpu_s_per_token"] = seconds
     return result
 
 
@@ -108,7 +111,7 @@ def summary(rows, clock):
         peaks = {name: min(row["peak_bytes"] for _, row in rounds.values()) / 2**30 for name, rounds in programs.items()}
         least = min((peak for name, peak in peaks.items() if name != "fathom"), default=None)
         cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
-        cells.append(f"{statistics.median(of_memory):.2f}" if of_memory and run.startswith("decode") else "-")
+        cells.append(f"{statistics.median(of_memory):.2f}" if of_memory and run.startswith("decode") and clock == "wall" else "-")
         cells.append((f"{peaks['fathom']:.2f}" if "fathom" in peaks else "-") + (f", {least:.2f}" if least else ""))
         lines.append(f"| {kind} | {run} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -151,7 +151,8 @@ void score_keys(float* s, const Space& at, const StagedKeys& keys, int64_t first
     for (int i = 0; i < kKeys; ++i) _mm512_storeu_ps(s + i * kQueryLanes, y[i]);
 }
 
-// s [kKeyTile, 64] = exp(scores - top) of the tile that begins at `begin`, its top and sum per lane.
+// s [kKeyTile, 64] = exp(scores - top) of the tile that begins at `begin`, its top and sum per lane. Rows of s behind the last
+// key become zeros up to a multiple of 4.
 void score_tile(float* s, float* top, float* sum, const AttentionTask& task, const Space& at, int64_t begin, int64_t count,
                 float* scratch) {
     auto& keys = *reinterpret_cast<StagedKeys*>(scratch);
@@ -169,6 +170,7 @@ void score_tile(float* s, float* top, float* sum, const AttentionTask& task, con
             T::mask_and_top(lanes, Avx512::all(kNothing), Avx512::load(visible + j * kLanes), begin, count, true);
         most.store(top + j * kLanes);
         T::exponentials(lanes, most, count).store(sum + j * kLanes);
+        for (; t % 4 != 0; ++t) _mm512_storeu_ps(lanes + t * kQueryLanes, _mm512_setzero_ps());
     }
 }
 
@@ -178,7 +180,9 @@ void score_tile(float* s, float* top, float* sum, const AttentionTask& task, con
 struct StagedValues {
     alignas(64) uint8_t codes[kKeyTile / 4 * 128];
     alignas(64) int32_t weights[kKeyTile / 4 * kQueryLanes];
-    float d[kKeyTile], most[kKeyTile];      // scales, and the largest so far
+    float d[kKeyTile];        // scales
+    uint16_t half[kKeyTile];  // the same, and the largest so far: positive halves are ordered as whole numbers
+    uint16_t most[kKeyTile];
     alignas(64) float factor[kQueryLanes];  // 255 / the largest scale of the keys that a lane sees
 };
 
@@ -198,7 +202,7 @@ constexpr int64_t kPlaceOfFour[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 // Codes of block g, negated where the scale is negative (Q4_0), keys in excess as zeros.
 template <BlockType kType>
 void stage_values(StagedValues& to, const TileRows& keys, int64_t count, int64_t g) {
-    float most = 0;
+    uint16_t most = 0;
     for (int64_t t = 0; t < count; t += 4) {
         __m256i row[4];
         for (int64_t i = 0; i < 4; ++i) {
@@ -207,25 +211,29 @@ void stage_values(StagedValues& to, const TileRows& keys, int64_t count, int64_t
             row[i] = there ? codes_of<kType>(keys.row[t + i], g) : _mm256_setzero_si256();
             if constexpr (kType == BlockType::kQ40)  // a branch on the sign would be guessed wrong every other time
                 row[i] = _mm256_sign_epi8(row[i], _mm256_set1_epi8(static_cast<char>(1 - 2 * (half >> 15))));
-            to.d[t + i] = _cvtsh_ss(half & 0x7fff);
-            most = to.d[t + i] > most ? to.d[t + i] : most;
+            to.half[t + i] = half & 0x7fff;
+            most = most > to.half[t + i] ? most : to.half[t + i];
             to.most[t + i] = most;
         }
         interleave(to.codes + 32 * t, row);
     }
+    for (int64_t t = 0; t < count; t += kLanes) Avx512::load(reinterpret_cast<const Float16*>(to.half + t)).store(to.d + t);
 }
 
-// weights = round(255 p d / most), p [count, 64].
-void stage_weights(StagedValues& to, const float* p, int64_t count, int64_t vectors) {
+// weights = round(255 p d / most), rows of p, p_row floats apart, up to a multiple of 4 being zeros.
+void stage_weights(StagedValues& to, const float* p, int64_t p_row, int64_t count, int64_t vectors) {
     for (int64_t j = 0; j < vectors; ++j) {
         const __m512 factor = _mm512_load_ps(to.factor + j * kLanes);
         for (int64_t t = 0; t < count; t += 4) {
-            __m512i four = _mm512_setzero_si512();
-            for (int64_t i = 3; i >= 0; --i) {
+            __m512i w[4];
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < 4; ++i) {
                 const __m512 d = _mm512_mul_ps(factor, _mm512_set1_ps(to.d[t + i]));
-                const __m512 x = t + i < count ? _mm512_loadu_ps(p + (t + i) * kQueryLanes + j * kLanes) : _mm512_setzero_ps();
-                four = _mm512_or_si512(_mm512_slli_epi32(four, 8), _mm512_cvtps_epi32(_mm512_mul_ps(x, d)));
+                w[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(p + (t + i) * p_row + j * kLanes), d));
             }
+            const __m512i low = _mm512_or_si512(w[0], _mm512_slli_epi32(w[1], 8));
+            const __m512i high = _mm512_or_si512(w[2], _mm512_slli_epi32(w[3], 8));
+            const __m512i four = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
             _mm512_store_si512(to.weights + t / 4 * kQueryLanes + j * kLanes, four);
         }
     }
@@ -258,9 +266,9 @@ void add_values(float* o, int64_t o_row, const StagedValues& from, int64_t quads
         }
 }
 
-// Channels [first, last) of a tile, whole blocks. p: what score_tile left; f, f_tile [64].
-void value_tile(const AttentionTask& task, const Space& at, const float* p, const float* f, const float* f_tile, int64_t begin,
-                int64_t count, int64_t first, int64_t last, float* scratch) {
+// Channels [first, last) of a tile, whole blocks. p: what score_tile left, p_row floats apart; f, f_tile [64].
+void value_tile(const AttentionTask& task, const Space& at, const float* p, int64_t p_row, const float* f, const float* f_tile,
+                int64_t begin, int64_t count, int64_t first, int64_t last, float* scratch) {
     auto& staged = *reinterpret_cast<StagedValues*>(scratch);
     const int64_t quads = (count + 3) / 4;
     const TileRows rows(task.keys, begin, count);
@@ -270,11 +278,11 @@ void value_tile(const AttentionTask& task, const Space& at, const float* p, cons
                                                                                                             c / kCacheBlock);
         for (int64_t i = 0; i < kQueryLanes; ++i) {
             const int64_t sees = i < task.lanes ? task.visible[i] - begin : 0;
-            const float most = sees > 0 ? staged.most[sees < count ? sees - 1 : count - 1] : 0.0f;
+            const float most = sees > 0 ? _cvtsh_ss(staged.most[sees < count ? sees - 1 : count - 1]) : 0.0f;
             staged.factor[i] = most > 0 ? 255.0f / most : 0.0f;
             scaled[i] = f_tile[i] * (most / 255.0f);
         }
-        stage_weights(staged, p, count, at.vectors);
+        stage_weights(staged, p, p_row, count, at.vectors);
         int64_t lane = 0;
         for (; lane + 8 <= task.lanes; lane += 8)
             add_values<8>(at.o + lane * at.d_v + c, at.d_v, staged, quads, lane, f + lane, scaled + lane);
@@ -327,7 +335,7 @@ void forward(const AttentionTask& task, float* scratch) {
         const int64_t count = keys - begin < kKeyTile ? keys - begin : kKeyTile;
         score_tile(s, top, sum, task, at, begin, count, staged);
         join(at.last, top, sum, f, at.vectors);
-        value_tile(task, at, s, f, top, begin, count, 0, task.d_v, staged);
+        value_tile(task, at, s, kQueryLanes, f, top, begin, count, 0, task.d_v, staged);
     }
     finish(task, at);
 }
@@ -336,7 +344,7 @@ void forward(const AttentionTask& task, float* scratch) {
 
 struct SplitSpace : Space {
     int64_t keys, tiles;
-    float *top, *sum, *factor, *s;  // [tiles, 64] each, s [tiles 64, 64]
+    float *top, *sum, *factor, *s;  // [tiles, 64] each, s [tiles 64, row()]
     explicit SplitSpace(const AttentionSplit& split) : Space(*split.task, split.memory) {
         keys = split.task->visible[split.task->lanes - 1];
         tiles = (keys + kKeyTile - 1) / kKeyTile;
@@ -348,15 +356,20 @@ struct SplitSpace : Space {
     [[nodiscard]] int64_t count(int64_t tile) const {
         return keys - tile * kKeyTile < kKeyTile ? keys - tile * kKeyTile : kKeyTile;
     }
-    [[nodiscard]] float* scores(int64_t tile) const { return s + tile * kKeyTile * kQueryLanes; }
+    // Without the lanes that no query has: they pass through the caches once for each part of the channels.
+    [[nodiscard]] int64_t row() const { return vectors * kLanes; }
+    [[nodiscard]] float* scores(int64_t tile) const { return s + tile * kKeyTile * row(); }
 };
 
 void split_begin(const AttentionSplit& split) { begin_task(*split.task, SplitSpace(split)); }
 
 void split_scores(const AttentionSplit& split, int64_t tile, float* scratch) {
     const SplitSpace at(split);
-    score_tile(at.scores(tile), at.top + tile * kQueryLanes, at.sum + tile * kQueryLanes, *split.task, at, tile * kKeyTile,
-               at.count(tile), scratch);
+    float* const s = scratch + kKeyTile * kRowStride;
+    const int64_t count = at.count(tile);
+    score_tile(s, at.top + tile * kQueryLanes, at.sum + tile * kQueryLanes, *split.task, at, tile * kKeyTile, count, scratch);
+    for (int64_t t = 0; t < (count + 3) / 4 * 4; ++t)
+        std::memcpy(at.scores(tile) + t * at.row(), s + t * kQueryLanes, static_cast<size_t>(at.row()) * sizeof(float));
 }
 
 void split_maxima(const AttentionSplit& split) {
@@ -370,7 +383,7 @@ void split_weights(const AttentionSplit& /*split*/, int64_t /*tile*/) {}  // sco
 void split_values(const AttentionSplit& split, int64_t first, int64_t last, float* scratch) {
     const SplitSpace at(split);
     for (int64_t tile = 0; tile < at.tiles; ++tile)
-        value_tile(*split.task, at, at.scores(tile), at.factor + tile * kQueryLanes, at.top + tile * kQueryLanes,
+        value_tile(*split.task, at, at.scores(tile), at.row(), at.factor + tile * kQueryLanes, at.top + tile * kQueryLanes,
                    tile * kKeyTile, at.count(tile), first, last, scratch);
 }
 
