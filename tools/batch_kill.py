@@ -31,7 +31,7 @@ def main():
         while not done:
             process = subprocess.Popen([options.fathom, "--quiet", "batch", options.model, "-i", asked, "-o", replies], stderr=subprocess.PIPE, text=True)
             try:
-                process.wait(rng.uniform(0.3, 2.0))
+                process.wait(rng.uniform(0.3, 2.0 + kills / 2))  # a busy machine must come to an end, too
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()

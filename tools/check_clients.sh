@@ -51,16 +51,17 @@ check_lm_eval() {
 }
 
 # Every operation, against a server of its own whose answers are short: what is made up asks for as much as the schema allows, 128 answers
-# among it. --max-time ends the search (a run that it ends passes).
+# among it. --max-time ends the search (a run that it ends passes). Not the phase `coverage`: on CPython 3.11 hypothesis ends in a SystemError of the
+# interpreter's own ("AST constructor recursion depth mismatch") while it describes our nested schemas.
 check_schemathesis() {
     local status=0
     start_server --max-model-len 128
     "$kVenvs/schemathesis/bin/schemathesis" run "$base/openapi.json" --checks not_a_server_error --max-examples "${FATHOM_EXAMPLES:-30}" \
-        --phases examples,coverage,fuzzing --workers 4 --no-shrink --max-time "${FATHOM_SCHEMATHESIS_SECONDS:-240}" \
+        --phases examples,fuzzing --workers 4 --no-shrink --max-time "${FATHOM_SCHEMATHESIS_SECONDS:-240}" \
         --generation-deterministic --request-timeout 60 >"$work/schemathesis.log" 2>&1 || status=$?
     kill "$server"
     [[ $status -eq 0 ]] || { tail -60 "$work/schemathesis.log" && return 1; }
-    tail -1 "$work/schemathesis.log"
+    grep -E "[0-9]+ generated, [0-9]+ passed" "$work/schemathesis.log" || tail -1 "$work/schemathesis.log"
 }
 
 # Every family of metrics; promtool's advice against colons is about names that a server does not choose: vLLM's.
