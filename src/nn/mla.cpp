@@ -1,12 +1,25 @@
 #include "nn/mla.h"
 
+#include <tuple>
+#include <utility>
+
 #include "nn/cache_type.h"
+#include "nn/stacked.h"
 
 namespace fathom {
 namespace {
 
 // [n, h, width] channels [begin, end) of every head.
 Tensor channels(const Tensor& x, int64_t begin, int64_t end) { return x.slice(2, begin, end); }
+
+// [x a^T | x b^T] of two matrices that follow each other in memory, as one product; absent where they do not.
+std::pair<Tensor, Tensor> joined(Context& cx, const Tensor& x, const Linear& a, const Linear& b) {
+    const Weight both = a.bias || b.bias ? Weight() : stacked(a.weight.weight, b.weight.weight);
+    if (!both.codes) return {};
+    const Tensor y = cx.empty({x.dim(0), a.weight.rows + b.weight.rows});
+    cx.ops.matmul(y, x, both);
+    return {y.slice(1, 0, a.weight.rows), y.slice(1, a.weight.rows, y.dim(1))};
+}
 
 }  // namespace
 
@@ -56,10 +69,13 @@ std::vector<CacheState> Mla::cache_states() const { return {{"latent", config_.k
 Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const LayerCache* cache, Saved* saved) const {
     const bool keep = saved != nullptr;
     const int64_t n = x.dim(0), h = config_.num_attention_heads, d_v = config_.v_head_dim;
-    const Tensor q_a = config_.q_lora_rank > 0 ? linear(cx, x, wq_a_, keep) : Tensor();  // [n, c_q]
-    const Tensor kv_a = linear(cx, x, wkv_a_, keep);                                     // [n, c_kv + d_r]
-    const Tensor q = queries(cx, x, q_a, batch.rope);                                    // [n, h, d_n + d_r]
-    const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);                             // [n, c_kv + d_r]
+    const bool lora = config_.q_lora_rank > 0;
+    Tensor q_a, kv_a;  // [n, c_q], or without lora the queries before RoPE if they came along; [n, c_kv + d_r]
+    if (!keep) std::tie(q_a, kv_a) = joined(cx, x, lora ? wq_a_ : wq_, wkv_a_);
+    if (!q_a && lora) q_a = linear(cx, x, wq_a_, keep);
+    if (!kv_a) kv_a = linear(cx, x, wkv_a_, keep);
+    const Tensor q = queries(cx, x, q_a, batch.rope);         // [n, h, d_n + d_r]
+    const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);  // [n, c_kv + d_r]
     if (cache != nullptr) cx.ops.scatter_weight_rows(page_rows(cache->states[0]), c_kv, batch.slots);
 
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
@@ -83,7 +99,9 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
 // q = RoPE(W_UQ RMSNorm(c_q)): eq. 38 to 40 of DeepSeek-V2. [n, h, d_n + d_r], per head [nope | rope].
 Tensor Mla::queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const {
     const int64_t d_n = config_.qk_nope_head_dim, d = d_n + config_.qk_rope_head_dim;
-    const Tensor flat = q_a ? linear(cx, rms_norm(cx, q_a, q_norm_), wq_b_) : linear(cx, x, wq_);
+    const Tensor flat = config_.q_lora_rank > 0 ? linear(cx, rms_norm(cx, q_a, q_norm_), wq_b_)
+                        : q_a                   ? q_a
+                                                : linear(cx, x, wq_);
     const Tensor q = flat.view({x.dim(0), config_.num_attention_heads, d});
     cx.ops.rope(channels(q, d_n, d), rope, config_.pairing, false);
     return q;

@@ -81,6 +81,21 @@ TEST(Mla, BothFormsAreTheSameFunction) {
     for (size_t i = 0; i < expanded.data.size(); ++i) EXPECT_NEAR(expanded.data[i], absorbed.data[i], 1e-12);
 }
 
+TEST(Mla, WithoutGradientsNeighboursAreOneProductOfTheSameNumbers) {
+    AdjointSide<double> side;
+    // 27 rows of 16: the latent's matrix begins where that of the queries ends.
+    Mla mla({16, 3, 0, 7, 5, kRope, 3, false, 0.37, RopePairing::kInterleaved});
+    side.bind(mla);
+    const Tensor x = side.input({kRows, 16});
+    for (const AttentionForm form : {AttentionForm::kExpanded, AttentionForm::kAbsorbed}) {
+        Mla::Saved saved;
+        const Batch batch = documents(side, form, kRope);
+        const Values<double> kept(mla.forward(side.cx, x, batch, nullptr, &saved));
+        const Values<double> joined(mla.forward(side.cx, x, batch, nullptr, nullptr));
+        EXPECT_EQ(kept.data, joined.data);
+    }
+}
+
 TEST(Mha, BackwardIsTheAdjointOfForward) {
     for (const bool bias : {false, true}) {
         expect_adjoint([&](auto& side) {
