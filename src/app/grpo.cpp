@@ -15,8 +15,10 @@ struct GrpoOptions : TrainingOptions {
 void grpo(const GrpoOptions& options, const Globals& globals) {
     const GrpoConfig config = GrpoConfig::load(options.config, options.overrides);
     if (options.only_shows(config.train, globals)) return;
-    Device device(globals);
-    report_training(run_grpo(config, device.ops(), {options.resume, !options.fast, globals.progress()}), globals);
+    Globals how = globals;
+    how.deterministic = !options.fast;  // the device's kernels, too: on a GPU a batch's last few rows took others
+    Device device(how);
+    report_training(run_grpo(config, device.ops(), {options.resume, how.deterministic, globals.progress()}), globals);
 }
 
 }  // namespace
