@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "model/config.h"
@@ -75,6 +76,11 @@ inline constexpr std::array kFlagKeys{
     FlagKey{"rope_interleave", &ModelConfig::rope_interleave},
     FlagKey{"tie_word_embeddings", &ModelConfig::tie_word_embeddings},
 };
+
+// The same model with every key that applies, and whatever else the text says, as a config.json of its own: transformers takes
+// absent keys from V3's config (num_key_value_heads = 128), and a query latent of no channels from q_lora_rank = 0. Errors as
+// ModelConfig::parse().
+[[nodiscard]] std::string complete_config(std::string_view json_text);
 
 // DeepSeekMoE-16B: softmax routing, multi-head attention, halves rotated.
 [[nodiscard]] inline bool is_v1(const ModelConfig& config) { return config.model_type == "deepseek"; }

@@ -448,9 +448,28 @@ ModelConfig ModelConfig::load(const std::filesystem::path& directory) {
     }
 }
 
+namespace {
+
+// With what transformers wants to read where this code does not.
+ModelConfig as_written(ModelConfig config) {
+    if (config.num_key_value_heads == 0 || config.mla()) config.num_key_value_heads = config.num_attention_heads;
+    return config;
+}
+
+}  // namespace
+
+std::string complete_config(std::string_view json_text) {
+    const ModelConfig config = as_written(ModelConfig::parse(json_text));
+    Json root = Json::object();
+    Writer(root, config, nullptr).write();
+    const Json given = parse_object(json_text);
+    for (const auto& [key, value] : given.get_ref<const Json::object_t&>())
+        if (!root.contains(key)) root[key] = value;
+    return root.dump(2) + "\n";
+}
+
 std::string ModelConfig::to_json() const {
-    ModelConfig now = *this;
-    if (now.num_key_value_heads == 0 || mla()) now.num_key_value_heads = num_attention_heads;
+    const ModelConfig now = as_written(*this);
     std::optional<ModelConfig> before;
     if (!source_.empty()) before = parse(source_);
     Json root = before ? parse_object(source_) : Json::object();

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "model/config_fields.h"
 
 namespace fathom {
 namespace {
@@ -80,7 +81,8 @@ void read_model(toml::table& root, const std::filesystem::path& base, TrainConfi
     }
     if (json.empty()) fail_setting("model", "needs `config = \"config.json\"`, `init_from`, or the keys of a config.json");
     try {
-        config.model.config = ModelConfig::parse(json.dump(2));
+        const std::string text = json.dump(2);
+        config.model.config = ModelConfig::parse(file.empty() ? complete_config(text) : text);
     } catch (const nlohmann::json::exception&) {  // dump: texts from the command line may be anything
         fail_setting("model", "holds text that is not UTF-8");
     } catch (const Error& error) {

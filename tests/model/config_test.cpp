@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "model/config_fields.h"
 
 namespace fathom {
 namespace {
@@ -201,6 +202,32 @@ TEST(ModelConfig, FromScratchWritesTheReleasedSpelling) {
     EXPECT_EQ(read.eos_token_id, c.eos_token_id);
     EXPECT_EQ(read.softmax_scale(), c.softmax_scale());
     EXPECT_EQ(read.to_json(), c.to_json());
+}
+
+TEST(ModelConfig, KeysWithoutAFileAreCompletedForTransformers) {
+    const Json few = {{"model_type", "deepseek_v3"},
+                      {"vocab_size", 64},
+                      {"hidden_size", 32},
+                      {"num_hidden_layers", 2},
+                      {"intermediate_size", 48},
+                      {"kv_lora_rank", 8},
+                      {"qk_nope_head_dim", 8},
+                      {"qk_rope_head_dim", 4},
+                      {"v_head_dim", 8},
+                      {"q_lora_rank", 0},
+                      {"num_attention_heads", 3},
+                      {"use_cache", true}};
+    const Json json = Json::parse(complete_config(few.dump()));
+    EXPECT_TRUE(json["q_lora_rank"].is_null()) << "0 would be a latent of no channels";
+    EXPECT_EQ(json["num_key_value_heads"], 3) << "transformers would take 128 when absent";
+    EXPECT_TRUE(json["n_routed_experts"].is_null());
+    EXPECT_EQ(json["architectures"], Json::array({"DeepseekV3ForCausalLM"}));
+    EXPECT_EQ(json["rms_norm_eps"], 1e-6);
+    EXPECT_EQ(json["use_cache"], true) << "carried along";
+    const ModelConfig read = ModelConfig::parse(json.dump());
+    EXPECT_EQ(read.hidden_size, 32);
+    EXPECT_EQ(read.q_lora_rank, 0);
+    EXPECT_THROW((void)complete_config("{}"), Error);
 }
 
 TEST(ModelConfig, V1FromScratchHasNoLatentKeys) {
