@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# ./run gpu-bundle builds here what travels to a machine with a GPU; ./run gpu-test and gpu-bench run there from it. Parts that
-# passed before are not run again; every part ends within eight minutes; the report is one CSV.
+# ./run gpu-bundle builds here what travels to a machine with a GPU, one archive; ./run gpu-test and gpu-bench run there from it.
+# Parts that passed before are not run again; every part ends within eight minutes; the report is one CSV.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-readonly kBundle=${FATHOM_GPU_BUNDLE:-build/gpu-bundle}
+readonly kBundle=${FATHOM_GPU_BUNDLE:-build/gpu-bundle} kArchive=${FATHOM_GPU_ARCHIVE:-build/gpu-travel/gpu-bundle.tar.xz}
 readonly kLimitMiB=18
 readonly kTests=(test_cuda_ops test_cuda_bf16 test_cuda_model)
 
@@ -26,10 +26,12 @@ bundle() {
         { grep -Ev '/(libc|libm|libgcc_s|libstdc\+\+|libpthread|libdl|librt|ld-linux.*|libfathom_cuda)\.so' || true; } |
         while read -r file; do cp -L "$file" "$kBundle/lib/"; done
     git log -1 --format='%h %s' >"$kBundle/commit"
-    du -sh "$kBundle"
+    mkdir -p "$(dirname "$kArchive")"
+    tar c -C "$kBundle" . | xz -T0 -3 >"$kArchive.part" && mv "$kArchive.part" "$kArchive"
+    du -h "$kArchive"
     local mib
-    mib=$(du -sm "$kBundle" | cut -f1)
-    [[ $mib -le $kLimitMiB ]] || fail "$kBundle has $mib MiB, more than $kLimitMiB"
+    mib=$(du -m "$kArchive" | cut -f1)
+    [[ $mib -le $kLimitMiB ]] || fail "$kArchive has $mib MiB, more than $kLimitMiB"
 }
 
 # --- on the machine with the GPU ---
@@ -52,6 +54,9 @@ part() {
 }
 
 begin_report() {
+    if [[ -f $kArchive && ! $kBundle/commit -nt $kArchive ]]; then
+        mkdir -p "$kBundle" && tar xJmf "$kArchive" -C "$kBundle"
+    fi
     [[ -x $kBundle/fathom ]] || fail "$kBundle has no bundle: build it with ./run gpu-bundle and bring it here"
     command -v nvidia-smi >/dev/null || fail "there is no NVIDIA GPU here"
     export LD_LIBRARY_PATH=$PWD/$kBundle/lib:$PWD/$kBundle

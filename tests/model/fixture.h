@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <deque>
 #include <filesystem>
 #include <memory>
@@ -21,8 +22,9 @@ namespace fathom {
 inline std::filesystem::path fixture_folder(const std::string& name) {
     const std::filesystem::path full = std::filesystem::path(FATHOM_SHARED) / "fixtures" / name;
     if (std::filesystem::exists(full / "config.json")) return full;
+    const char* const moved = std::getenv("FATHOM_TEST_DATA");  // NOLINT(concurrency-mt-unsafe): the program runs elsewhere
     for (const char* parent : {"fixtures", "", "configs_extra"}) {
-        const auto folder = std::filesystem::path(FATHOM_TEST_DATA) / parent / name;
+        const auto folder = std::filesystem::path(moved != nullptr ? moved : FATHOM_TEST_DATA) / parent / name;
         if (std::filesystem::exists(folder / "config.json")) return folder;
     }
     return {};
