@@ -50,9 +50,9 @@ struct SwiGluBackward {
     }
 };
 
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kSoftmaxThreads)
     cross_entropy_kernel(float* loss, Rows<float> logits, const int32_t* targets, int64_t vocab, int* fault) {
-    __shared__ float space[8];
+    __shared__ float space[kSoftmaxThreads / kWarp];
     const int32_t target = targets[blockIdx.x];
     if (target < 0 || target >= vocab) {
         if (threadIdx.x == 0) loss[blockIdx.x] = 0;
@@ -69,30 +69,36 @@ __global__ void __launch_bounds__(256)
 
 // dlogits may be of the compute type, or logits itself: a thread reads what it then writes.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kSoftmaxThreads)
     cross_entropy_backward_kernel(Rows<T> dlogits, Rows<float> logits, const int32_t* targets, int64_t vocab, float scale,
                                   int* fault) {
-    __shared__ float space[8];
+    __shared__ float space[kSoftmaxThreads / kWarp];
     const int32_t target = targets[blockIdx.x];
     T* dz = dlogits.at(blockIdx.x);
     if (target < 0 || target >= vocab) {
-        for (int64_t c = threadIdx.x; c < vocab; c += 256) dz[c] = narrow<T>(0);
+        for (int64_t c = threadIdx.x; c < vocab; c += kSoftmaxThreads) dz[c] = narrow<T>(0);
         if (target >= vocab) *fault = kTarget;
         return;
     }
     const LogitRow z{logits.at(blockIdx.x)};
     const RowSoftmax row = softmax_of(z, vocab, space);
     const float factor = scale / row.sum;
+    constexpr int kFours = 4;
     const bool packed = reinterpret_cast<uintptr_t>(dz) % (4 * sizeof(T)) == 0;
-    for (int64_t c = 4 * static_cast<int64_t>(threadIdx.x); c < vocab; c += 4 * 256) {
-        float v[4];
-        four_of(v, z, c, vocab);
+    for (int64_t first = 4 * static_cast<int64_t>(threadIdx.x); first < vocab; first += 4 * kFours * kSoftmaxThreads) {
+        float v[kFours][4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) v[j] = factor * expf(v[j] - row.top) - (c + j == target ? scale : 0.0f);
-        if (packed && c + 4 <= vocab) {
-            store_pack(dz + c, v);
-        } else {
-            for (int j = 0; j < 4 && c + j < vocab; ++j) dz[c + j] = narrow<T>(v[j]);
+        for (int i = 0; i < kFours; ++i) four_of(v[i], z, first + 4 * kSoftmaxThreads * i, vocab);
+#pragma unroll
+        for (int i = 0; i < kFours; ++i) {
+            const int64_t c = first + 4 * kSoftmaxThreads * i;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) v[i][j] = factor * expf(v[i][j] - row.top) - (c + j == target ? scale : 0.0f);
+            if (packed && c + 4 <= vocab) {
+                store_pack(dz + c, v[i]);
+            } else {
+                for (int j = 0; j < 4 && c + j < vocab; ++j) dz[c + j] = narrow<T>(v[i][j]);
+            }
         }
     }
 }
@@ -108,17 +114,20 @@ struct Best {
 
 // One block per row. NaN is larger than anything, and then no index.
 __global__ void __launch_bounds__(1024) argmax_kernel(int32_t* index, Rows<float> logits, int64_t vocab) {
+    begin_early();
     __shared__ Best found[32];
     const LogitRow z{logits.at(blockIdx.x)};
     Best best{-INFINITY, INT_MAX};
     bool broken = false;
-    for (int64_t c = 4 * static_cast<int64_t>(threadIdx.x); c < vocab; c += 4 * 1024) {
-        float v[4];
-        four_of(v, z, c, vocab);
+    constexpr int kFours = 4;
+    for (int64_t first = 4 * static_cast<int64_t>(threadIdx.x); first < vocab; first += 4 * kFours * 1024) {
+        float v[kFours][4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            broken = broken || isnan(v[j]);
-            best.take(v[j], static_cast<int32_t>(c) + j);
+        for (int i = 0; i < kFours; ++i) four_of(v[i], z, first + 4 * 1024 * i, vocab);
+#pragma unroll
+        for (int i = 0; i < kFours * 4; ++i) {
+            broken = broken || isnan(v[i / 4][i % 4]);
+            best.take(v[i / 4][i % 4], static_cast<int32_t>(first) + 4 * 1024 * (i / 4) + i % 4);
         }
     }
 #pragma unroll
@@ -190,8 +199,8 @@ void CudaOps::argmax(const Tensor& index, const Tensor& logits) {
     check_tensor("argmax", "logits", logits, DType::kF32, {kAny, kAny});
     check_tensor("argmax", "index", index, DType::kI32, {logits.dim(0)});
     if (logits.dim(0) == 0) return;
-    cuda::argmax_kernel<<<static_cast<unsigned>(logits.dim(0)), 1024, 0, stream_>>>(index.as<int32_t>(),
-                                                                                    cuda::Rows<float>(logits), logits.dim(1));
+    cuda::launch_early(cuda::argmax_kernel, dim3(static_cast<unsigned>(logits.dim(0))), 1024, 0, stream_, index.as<int32_t>(),
+                       cuda::Rows<float>(logits), logits.dim(1));
     cuda::check_launch("argmax");
 }
 
@@ -199,8 +208,8 @@ void CudaOps::cross_entropy(const Tensor& loss, const Tensor& logits, const Tens
     const int64_t n = logits.dim(0), vocab = cuda::check_cross_entropy("cross_entropy", logits, targets);
     check_tensor("cross_entropy", "loss", loss, DType::kF32, {n});
     if (n == 0) return;
-    cuda::cross_entropy_kernel<<<static_cast<unsigned>(n), 256, 0, stream_>>>(loss.as<float>(), cuda::Rows<float>(logits),
-                                                                              targets.as<int32_t>(), vocab, fault_.device());
+    cuda::cross_entropy_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
+        loss.as<float>(), cuda::Rows<float>(logits), targets.as<int32_t>(), vocab, fault_.device());
     cuda::check_launch("cross_entropy");
 }
 
@@ -209,7 +218,7 @@ void CudaOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits
     check_tensor("cross_entropy_backward", "dlogits", dlogits, {n, vocab});
     if (n == 0) return;
     cuda::with_activation("cross_entropy_backward", dlogits.dtype, [&](auto type) {
-        cuda::cross_entropy_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+        cuda::cross_entropy_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
             cuda::Rows<decltype(type)>(dlogits), cuda::Rows<float>(logits), targets.as<int32_t>(), vocab,
             static_cast<float>(scale), fault_.device());
     });

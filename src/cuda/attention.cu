@@ -192,7 +192,11 @@ void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor&
     p.k = {latents.data, latents.dtype, latents.stride[static_cast<size_t>(latents.rank) - 2], 0, width};
     p.v = p.k;
     p.v.width = u.dim(2);
-    if (n > 0) cuda::run_attention(stream_, kOp, p, 1, spans);
+    if (n > 0 && compute_ == DType::kBF16 && cuda::suits_latent_tensor_cores(p)) {
+        cuda::run_latent_tensor(stream_, workspace_, p, n, spans, deterministic_);
+    } else if (n > 0) {
+        cuda::run_attention(stream_, kOp, p, 1, spans);
+    }
 }
 
 }  // namespace fathom

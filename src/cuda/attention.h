@@ -62,6 +62,11 @@ void run_hopper_attention(cudaStream_t stream, Workspace& workspace, const Atten
                                        const Spans& spans);
 void run_hopper_latent(cudaStream_t stream, Workspace& workspace, const Tensor& u, const Tensor& lse, const Tensor& q,
                        const Tensor& latents, const Spans& spans, double scale);
+// The same on any card's tensor cores (latent_tensor.cu): bf16, widths of multiples of 16, at most 576 and 512. `rows` of q;
+// with `one_range` a query's bits depend on its sequence alone.
+[[nodiscard]] bool suits_latent_tensor_cores(const AttentionProblem& problem);
+void run_latent_tensor(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem, int64_t rows,
+                       const Spans& spans, bool one_range);
 // Writes all gradients, dk_shared [m, 64] summed over heads.
 void run_hopper_attention_backward(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem,
                                    const AttentionSizes& sizes, const Tensor& dk_shared);

@@ -122,12 +122,13 @@ __device__ __forceinline__ float block_max(float x, float* space) {
 
 // ---- early launches ----
 // Short kernels in a row: the next one's blocks are placed while the one before still runs (programmatic dependent launch), and
-// begin_early(), the first thing that all their threads do, waits until it has ended and its writes can be seen. A kernel that
-// is launched this way must call it; one that is not may.
+// begin_early(), the first thing that all their threads do, waits until it has ended and its writes can be seen. It lets the
+// next kernel be placed before it waits: several kernels may lie in wait behind the one that works. A kernel that is launched
+// this way must call it; one that is not may.
 __device__ __forceinline__ void begin_early() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

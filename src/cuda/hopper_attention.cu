@@ -211,7 +211,7 @@ __device__ void consume(Shared& shared, const Params& p) {
     while (true) {
         barrier_wait(smem_address(&shared.tile_full), parity);
         const Tile tile = shared.tile;
-        release(&shared.tile_empty);
+        barrier_arrive(smem_address(&shared.tile_empty));  // each thread for itself: it has read with ordinary instructions
         if (tile.queries == 0) break;
         const uint32_t q = smem_address(shared.q) + warpgroup * (kBox / 2);
         const int row = tile.row + warpgroup * 64 + warp % 4 * 16 + lane_id() / 4, steps = tile.steps();
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
         barrier_init(smem_address(&shared.q_full), 1);
         barrier_init(smem_address(&shared.q_empty), kConsumerWarps);
         barrier_init(smem_address(&shared.tile_full), 1);
-        barrier_init(smem_address(&shared.tile_empty), kConsumerWarps);
+        barrier_init(smem_address(&shared.tile_empty), kConsumers);
         for (int i = 0; i < kStages; ++i) {
             barrier_init(smem_address(&shared.k_full[i]), 1);
             barrier_init(smem_address(&shared.v_full[i]), 1);

@@ -260,7 +260,8 @@ __device__ void consume_queries(KeyShared& shared, const Params& p, const Tile& 
         wgmma_wait<0>();
         pin_registers(dk);
         pin_registers(dv);
-        release(&shared.empty[ring.stage]);
+        barrier_arrive(
+            smem_address(&shared.empty[ring.stage]));  // each thread: lse and delta were read with ordinary instructions
     }
     scale_registers(dk, p.scale);
     const int rows = t.keys - first;
@@ -291,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradients_kernel(const __grid
         barrier_init(smem_address(&shared.resident), 1);
         for (int i = 0; i < kQueryStages; ++i) {
             barrier_init(smem_address(&shared.full[i]), 1);
-            barrier_init(smem_address(&shared.empty[i]), kConsumerWarps);
+            barrier_init(smem_address(&shared.empty[i]), kConsumerWarps * kWarp);
         }
         barrier_init_fence();
     }

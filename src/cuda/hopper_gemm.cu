@@ -1,224 +1,16 @@
-// Grouped bf16 products with wgmma and TMA (hopper_gemm.h says what they compute).
-//
-// Persistent pairs of blocks (clusters of 2). A block computes tiles of 128 x 256: one warp of the first warpgroup copies
-// 64-deep slices of both operands into a ring of 4 stages, two warpgroups multiply 64 x 256 each (128 sums per thread). The two
-// blocks of a pair share one operand: tiles above each other share the columns' operand, or side by side the rows' operand,
-// each block copies half of it into both (bytes from L2 per slice: 32 or 40 instead of 48 KB per 2.1 M multiply-adds). All
-// operands are made of 64 x 64 boxes with 128-byte swizzle, and wgmma reads either along k or across it: forward, dgrad and
-// wgrad are one kernel. wgrad sums over rows of a group that ends inside a slice: the rows behind the end are zeroed in shared
-// memory.
-// FLOPs 2 rows out in; bytes 2 (rows (in + out) + groups out in). Measured: docs/performance.md, "Hopper kernels".
-#include <algorithm>
-
-#include "base/error.h"
-#include "cuda/hopper_gemm.h"
-#include "cuda/hopper_launch.h"
-#include "cuda/hopper_ptx.cuh"
-#include "cuda/hopper_schedule.cuh"
-#include "cuda/hopper_store.cuh"
+// Grouped bf16 products (hopper_gemm.h) in tiles of 128 x 256; dense ones of few tiles in hopper_gemm_narrow.cu.
+#include "cuda/hopper_gemm.cuh"
 
 namespace fathom::hopper {
 
 namespace {
 
-constexpr int kTileN = 256, kTileK = 64;
-constexpr int kStages = 4;
-constexpr int kBox = 64 * 64 * 2;  // bytes of a 64 x 64 box
-constexpr int kBoxesA = kTileM / 64, kBoxesB = kTileN / 64;
-constexpr int kStageBytes = (kBoxesA + kBoxesB) * kBox;
-constexpr int kThreads = 3 * kWarpgroup;
-constexpr int kConsumers = 2 * kWarpgroup;
-constexpr int kConsumerWarps = kConsumers / kWarp;
+constexpr int kWide = 256;
 
-struct Shared {
-    alignas(1024) uint8_t stage[kStages][kStageBytes];
-    alignas(1024) uint8_t staging[kConsumerWarps][kStagingBytes];
-    alignas(8) uint64_t full[kStages];
-    uint64_t empty[kStages];
-    GroupPlan plan;
-};
-static_assert(sizeof(Shared) <= 227 * 1024);
-
-// Copies the 64 kBoxes rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy
-// takes them all, across k a copy can only be 64 wide.
-template <int kBoxes, Major kMajor>
-__device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map, uint32_t full, bool share, int rank, int mn,
-                                             int k, int group) {
-    const int first = share ? rank * (kBoxes / 2) : 0, count = share ? kBoxes / 2 : kBoxes;
-    if constexpr (kMajor == Major::kK) {
-        if (share)
-            tma_load_multicast(to + first * kBox, map, full, 3, k, mn + 64 * first, group);
-        else
-            tma_load(to, map, full, k, mn, group);
-    } else {
-        for (int i = first; i < first + count; ++i) {
-            if (share)
-                tma_load_multicast(to + i * kBox, map, full, 3, mn + 64 * i, k, group);
-            else
-                tma_load(to + i * kBox, map, full, mn + 64 * i, k, group);
-        }
-    }
-}
-
-template <Major kA, Major kB, bool kRaggedK>
-__device__ void produce(Shared& shared, const CUtensorMap* map_a, const CUtensorMap* map_b, const GemmParams& p, int rank) {
-    Schedule<kRaggedK, kTileN, kTileK> schedule(shared.plan, p, rank);
-    Ring<kStages> ring;
-    Tile tile;
-    while (schedule.next(tile)) {
-        const int m = kRaggedK ? tile.m : tile.first_row + tile.m;
-        const int k_base = kRaggedK ? tile.first_row : 0;
-        for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
-            barrier_wait(smem_address(&shared.empty[ring.stage]), ring.parity ^ 1);
-            const uint32_t full = smem_address(&shared.full[ring.stage]);
-            const uint32_t a = smem_address(shared.stage[ring.stage]), b = a + kBoxesA * kBox;
-            barrier_expect(full, kStageBytes);
-            const int k = k_base + block * kTileK;
-            copy_operand<kBoxesA, kA>(a, map_a, full, p.share_a, rank, m, k, tile.group * p.a_group);
-            copy_operand<kBoxesB, kB>(b, map_b, full, !p.share_a, rank, tile.n, k, tile.group * p.b_group);
-        }
-    }
-}
-
-// Zeroes the steps of k from `valid` on in a stage whose operands lie across k (64 rows of 128 bytes per box).
-__device__ void clear_tail(uint32_t stage, int valid, int thread) {
-    const int chunks = (kTileK - valid) * 8;
-    for (int i = thread; i < (kBoxesA + kBoxesB) * chunks; i += kConsumers)
-        store_shared16(stage + (i / chunks) * kBox + valid * 128 + (i % chunks) * 16, uint4{0, 0, 0, 0});
-    async_proxy_fence();
-    named_sync(1, kConsumers);
-}
-
-template <Major kA, Major kB>
-__device__ __forceinline__ void multiply_slice(float (&sums)[kTileN / 2], uint32_t a, uint32_t b, int accumulate) {
-    constexpr int kStepA = kA == Major::kK ? 32 : 16 * 128, kStepB = kB == Major::kK ? 32 : 16 * 128;
-    pin_registers(sums);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < kTileK / 16; ++step)
-        wgmma_bf16<kTileN, kA, kB>(sums, matrix_descriptor(a + step * kStepA, kBox), matrix_descriptor(b + step * kStepB, kBox),
-                                   accumulate | static_cast<int>(step > 0));
-    wgmma_commit();
-    pin_registers(sums);
-}
-
-// f32: four lanes write 32 bytes of a row, a whole sector. To add, the sums are sent to L2 without waiting for what lies there
-// (red): it is the only addition to an element in this launch, so nothing depends on an order. Reading first, 16 loads in
-// flight, left the tensor cores idle for as long as they had worked (64 x 1536 rows, 1024 x 1024: 410 TFLOP/s).
-__device__ __forceinline__ void store_tile(float* out, int64_t out_row, const float (&sums)[kTileN / 2], int rows, int columns,
-                                           bool add) {
-    const int r = lane_id() / 4, c = 2 * (lane_id() % 4);
-#pragma unroll
-    for (int i = 0; i < kTileN / 4; ++i) {
-        const int row = r + 8 * (i & 1), column = 8 * (i / 2) + c;
-        const float* s = &sums[2 * i];
-        if (row >= rows || column >= columns) continue;
-        float* const to = out + row * out_row + column;
-        if (add)
-            add_in_memory(to, s[0], s[1]);
-        else
-            *reinterpret_cast<float2*>(to) = float2{s[0], s[1]};
-    }
-}
-
-template <Major kA, Major kB, bool kRaggedK, typename Out>
-__device__ void consume(Shared& shared, const GemmParams& p, int rank) {
-    const int thread = static_cast<int>(threadIdx.x) - kWarpgroup;
-    const int warpgroup = thread / kWarpgroup, warp = thread / kWarp;
-    // A's boxes are 64 rows each, so a warpgroup's half is box `warpgroup` in both orders.
-    const uint32_t stages = smem_address(shared.stage[0]);
-    Schedule<kRaggedK, kTileN, kTileK> schedule(shared.plan, p, rank);
-    Ring<kStages> ring;
-    Tile tile;
-    const auto release = [&](int stage) {  // this warp no longer reads the stage: tell both blocks' producers
-        if (lane_id() < 2) barrier_arrive_cluster(smem_address(&shared.empty[stage]), lane_id());
-    };
-    while (schedule.next(tile)) {
-        float sums[kTileN / 2];
-        int previous = -1;
-        for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
-            const uint32_t a = stages + ring.stage * kStageBytes, b = a + kBoxesA * kBox;
-            barrier_wait(smem_address(&shared.full[ring.stage]), ring.parity);
-            if constexpr (kRaggedK) {
-                const int valid = tile.last_row - tile.first_row - block * kTileK;
-                if (valid < kTileK) clear_tail(a, valid, thread);
-            }
-            multiply_slice<kA, kB>(sums, a + warpgroup * kBox, b, static_cast<int>(block > 0));
-            if (previous >= 0) {
-                wgmma_wait<1>();
-                release(previous);
-            }
-            previous = ring.stage;
-        }
-        wgmma_wait<0>();
-        pin_registers(sums);
-        release(previous);
-
-        const int row = tile.m + warpgroup * 64 + (warp % 4) * 16;
-        const int rows = (kRaggedK ? p.m : tile.last_row - tile.first_row) - row;
-        const int64_t at = (kRaggedK ? row : tile.first_row + row) * p.out_row + tile.n + tile.group * p.out_group;
-        Out* out = static_cast<Out*>(p.out) + at;
-        if constexpr (sizeof(Out) == 2)
-            store_rows(out, p.out_row, sums, smem_address(shared.staging[warp]), rows, p.n - tile.n);
-        else
-            store_tile(out, p.out_row, sums, rows, p.n - tile.n, kRaggedK && p.accumulate);
-    }
-}
-
-template <Major kA, Major kB, bool kRaggedK, typename Out>
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
-    grouped_gemm_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
-                        const GemmParams p) {
-    extern __shared__ uint8_t raw[];
-    Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
-    const int rank = static_cast<int>(cluster_rank());
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < kStages; ++i) {
-            barrier_init(smem_address(&shared.full[i]), 1);
-            barrier_init(smem_address(&shared.empty[i]), 2 * kConsumerWarps);
-        }
-        barrier_init_fence();
-        tma_prefetch(&map_a);
-        tma_prefetch(&map_b);
-    }
-    if (threadIdx.x >= kWarp && threadIdx.x < 2 * kWarp) plan_groups<kRaggedK, kTileN, kTileK>(shared.plan, p);
-    cluster_sync();
-    if (threadIdx.x < kWarpgroup) {
-        shrink_registers<40>();
-        if (threadIdx.x < kWarp && elect_one()) produce<kA, kB, kRaggedK>(shared, &map_a, &map_b, p, rank);
-    } else {
-        grow_registers<232>();
-        consume<kA, kB, kRaggedK, Out>(shared, p, rank);
-    }
-    cluster_sync();  // a block's shared memory must outlive its peer's copies and arrivals
-}
-
-template <Major kA, Major kB, bool kRaggedK, typename Out>
-void launch(TensorMap3 a, TensorMap3 b, const GemmParams& p, cudaStream_t stream) {
-    if (kA == Major::kK) a.box_y = p.share_a ? kTileM / 2 : kTileM;
-    if (kB == Major::kK) b.box_y = p.share_a ? kTileN : kTileN / 2;
-    const auto kernel = grouped_gemm_kernel<kA, kB, kRaggedK, Out>;
-    constexpr int kBytes = sizeof(Shared) + 1024;
-    static_assert(kBytes <= 227 * 1024);
-    allow_shared_memory(reinterpret_cast<const void*>(kernel), kBytes);
-    const CUtensorMap map_a = encode(a), map_b = encode(b);
-    kernel<<<multiprocessors() / 2 * 2, kThreads, kBytes, stream>>>(map_a, map_b, p);
-    require(cudaGetLastError(), "grouped_gemm_kernel");
-}
-
-// Rows of activations: [rows, width], one more dimension where groups lie beside each other.
-TensorMap3 activations(const void* base, const GroupedGemm& g, int64_t width, int64_t row, int64_t group) {
-    const bool batched = g.offsets == nullptr && g.group_rows == 0;
-    return {.base = base,
-            .size_x = width,
-            .size_y = g.rows,
-            .size_z = batched ? g.groups : 1,
-            .stride_y = row,
-            .stride_z = batched ? group : 0};
-}
-
-TensorMap3 weights(const void* base, const GroupedGemm& g) {
-    return {.base = base, .size_x = g.in, .size_y = g.out, .size_z = g.groups, .stride_y = g.w_row, .stride_z = g.w_group};
+// Whether wide tiles would leave half of the multiprocessors idle, as of a decoding batch. The bits are the same.
+bool has_few_tiles(const GroupedGemm& g) {
+    const int64_t tiles = (g.rows + kTileM - 1) / kTileM * ((g.out + kWide - 1) / kWide) * g.groups;
+    return g.offsets == nullptr && 2 * tiles <= multiprocessors();
 }
 
 }  // namespace
@@ -226,35 +18,29 @@ TensorMap3 weights(const void* base, const GroupedGemm& g) {
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0) return;
     check(g.in > 0, "grouped product: nothing to sum over");
-    const int64_t y_group = g.offsets == nullptr ? g.y_group : 0;
-    GemmParams p = gemm_params(y, g, kTileN, mean_rows(g), g.out, g.in, g.y_row, y_group);
-    p.b_group = 1;
-    const TensorMap3 a = activations(x, g, g.in, g.x_row, g.x_group), b = weights(w, g);
-    if (type == Output::kBf16)
-        launch<Major::kK, Major::kK, false, __nv_bfloat16>(a, b, p, stream);
-    else
-        launch<Major::kK, Major::kK, false, float>(a, b, p, stream);
+    if (has_few_tiles(g)) return narrow_matmul(y, type, x, w, g, stream);
+    forward<kWide>(y, type, x, w, g, stream);
 }
 
 void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.in == 0) return;
     check(g.out > 0, "grouped product: nothing to sum over");
     const int64_t x_group = g.offsets == nullptr ? g.x_group : 0;
-    GemmParams p = gemm_params(dx, g, kTileN, mean_rows(g), g.in, g.out, g.x_row, x_group);
+    GemmParams p = gemm_params(dx, g, kWide, mean_rows(g), g.in, g.out, g.x_row, x_group);
     p.b_group = 1;
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = weights(w, g);
     if (type == Output::kBf16)
-        launch<Major::kK, Major::kMN, false, __nv_bfloat16>(a, b, p, stream);
+        launch_gemm<kWide, Major::kK, Major::kMN, false, __nv_bfloat16>(a, b, p, stream);
     else
-        launch<Major::kK, Major::kMN, false, float>(a, b, p, stream);
+        launch_gemm<kWide, Major::kK, Major::kMN, false, float>(a, b, p, stream);
 }
 
 void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, bool accumulate, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0 || g.in == 0) return;
-    GemmParams p = gemm_params(dw, g, kTileN, g.out, g.in, 0, g.w_row, g.w_group);
+    GemmParams p = gemm_params(dw, g, kWide, g.out, g.in, 0, g.w_row, g.w_group);
     p.accumulate = accumulate;
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = activations(x, g, g.in, g.x_row, g.x_group);
-    launch<Major::kMN, Major::kMN, true, float>(a, b, p, stream);
+    launch_gemm<kWide, Major::kMN, Major::kMN, true, float>(a, b, p, stream);
 }
 
 }  // namespace fathom::hopper

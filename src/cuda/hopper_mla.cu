@@ -27,7 +27,7 @@ constexpr int kBox = 64 * 64 * 2;
 constexpr int kHalf = kLatent / 2;  // channels of one warpgroup
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kBufferBytes = kChunks * kBox;
-constexpr int kPReady = 1, kPFree = 2, kCleared = 3;  // named barriers
+constexpr int kCleared = 3;  // a named barrier, of each warpgroup: 4, 5
 struct Params {
     const int32_t* block_table;
     const int32_t* cu_q;
@@ -49,6 +49,7 @@ struct Shared {
     alignas(8) uint64_t full[2][kChunks];
     uint64_t empty[2];
     uint64_t q_full, q_empty;
+    uint64_t p_ready, p_free;              // every thread of a warpgroup arrives
     int32_t start, end, sequence, before;  // the range, its first sequence and the cache blocks before that
 };
 static_assert(sizeof(Shared) + 1024 <= 227 * 1024);
@@ -271,13 +272,14 @@ __device__ __forceinline__ void store_lse(const Params& p, const Segment& segmen
     }
 }
 
-// Hands P and the factor (or at the end 1 / sum) to the second warpgroup.
-__device__ __forceinline__ void hand_over(Shared& shared, const uint32_t (&p)[16], float2 alpha, int thread) {
-    named_sync(kPFree, 2 * kWarpgroup);
+// Hands P and the factor (or at the end 1 / sum) to the second warpgroup. `parity`: of the hand-over, flipped by it.
+__device__ __forceinline__ void hand_over(Shared& shared, const uint32_t (&p)[16], float2 alpha, int thread, uint32_t& parity) {
+    barrier_wait(smem_address(&shared.p_free), parity ^ 1);
 #pragma unroll
     for (int i = 0; i < 4; ++i) shared.p[i][thread] = uint4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
     shared.alpha[thread] = alpha;
-    named_arrive(kPReady, 2 * kWarpgroup);
+    barrier_arrive(smem_address(&shared.p_ready));
+    parity ^= 1;
 }
 
 __device__ __forceinline__ void release(uint64_t* barrier) {
@@ -291,7 +293,7 @@ __device__ void consume_scores(Shared& shared, const Params& p, int range, int r
     Segments segments(shared, p, range, row_block);
     Segment segment;
     Buffers ring;
-    uint32_t q_parity = 0;
+    uint32_t q_parity = 0, p_parity = 0;
     float o[kHalf / 2], s[32];
     uint32_t packed[16];
     while (segments.next(segment)) {
@@ -309,7 +311,7 @@ __device__ void consume_scores(Shared& shared, const Params& p, int range, int r
             pin_registers(o);
             if (block > segment.begin) release(&shared.empty[ring.stage ^ 1]);
             pack_rows(packed, s);
-            hand_over(shared, packed, alpha, thread);
+            hand_over(shared, packed, alpha, thread, p_parity);
             rescale(o, alpha);
             const uint32_t v = smem_address(shared.kv[ring.stage]);
             ring.advance();
@@ -329,14 +331,14 @@ __device__ void consume_scores(Shared& shared, const Params& p, int range, int r
         release(&shared.empty[ring.stage ^ 1]);
         const float sum[2] = {quad_sum(state.sum[0]), quad_sum(state.sum[1])};
         const float2 inverse{sum[0] > 0 ? 1 / sum[0] : 0.F, sum[1] > 0 ? 1 / sum[1] : 0.F};
-        hand_over(shared, packed, inverse, thread);
+        hand_over(shared, packed, inverse, thread, p_parity);
         store_rows(p, segment, o, inverse, row_block, row, 0);
         store_lse(p, segment, state, sum, row_block, row);
     }
 }
 
-__device__ __forceinline__ float2 take_over(Shared& shared, uint32_t (&p)[16], int thread) {
-    named_sync(kPReady, 2 * kWarpgroup);
+__device__ __forceinline__ float2 take_over(Shared& shared, uint32_t (&p)[16], int thread, uint32_t& parity) {
+    barrier_wait(smem_address(&shared.p_ready), parity);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const uint4 v = shared.p[i][thread];
@@ -346,7 +348,8 @@ __device__ __forceinline__ float2 take_over(Shared& shared, uint32_t (&p)[16], i
         p[4 * i + 3] = v.w;
     }
     const float2 alpha = shared.alpha[thread];
-    named_arrive(kPFree, 2 * kWarpgroup);
+    barrier_arrive(smem_address(&shared.p_free));
+    parity ^= 1;
     return alpha;
 }
 
@@ -359,11 +362,11 @@ __device__ void consume_values(Shared& shared, const Params& p, int range, int r
     Buffers ring;
     float o[kHalf / 2];
     uint32_t packed[16];
-    named_arrive(kPFree, 2 * kWarpgroup);
+    uint32_t p_parity = 0;
     while (segments.next(segment)) {
         clear_registers(o);
         for (int block = segment.begin; block < segment.end; ++block, ring.advance()) {
-            const float2 alpha = take_over(shared, packed, thread);
+            const float2 alpha = take_over(shared, packed, thread, p_parity);
             rescale(o, alpha);
             for (int c = 4; c < 8; ++c) barrier_wait(smem_address(&shared.full[ring.stage][c]), ring.parity);
             const uint32_t v = smem_address(shared.kv[ring.stage]) + 4 * kBox;
@@ -373,7 +376,7 @@ __device__ void consume_values(Shared& shared, const Params& p, int range, int r
             pin_registers(o);
             release(&shared.empty[ring.stage]);
         }
-        const float2 inverse = take_over(shared, packed, thread);
+        const float2 inverse = take_over(shared, packed, thread, p_parity);
         store_rows(p, segment, o, inverse, row_block, row, 1);
     }
 }
@@ -391,10 +394,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         barrier_init(smem_address(&shared.q_full), 1);
         barrier_init(smem_address(&shared.q_empty), kWarpgroup / kWarp);
+        barrier_init(smem_address(&shared.p_ready), kWarpgroup);
+        barrier_init(smem_address(&shared.p_free), kWarpgroup);
         barrier_init_fence();
         tma_prefetch(&map_q);
         tma_prefetch(&map_kv);
     }
+    allow_next_launch();
     wait_for_earlier_launch();
     if (threadIdx.x < kWarp) plan_range(shared, p, range);
     __syncthreads();
@@ -408,13 +414,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         grow_registers<232>();
         consume_values(shared, p, range, row_block);
     }
-    allow_next_launch();
 }
 
 constexpr int kCombineGroups = 4;  // each takes every fourth partial result; then their sums are added in order
 
 // One row (query token and head) per block: u = sum_s 2^(lse_s - lse) u_s over the ranges that share its sequence.
 __global__ void __launch_bounds__(kCombineGroups* kLatent / 4) combine_kernel(const Params p) {
+    allow_next_launch();
     wait_for_earlier_launch();
     const int sequence = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.x);
     const int first_token = p.cu_q[sequence];

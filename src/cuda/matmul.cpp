@@ -117,7 +117,7 @@ struct Plan {
 void run_planned(const Where& where, const char* op, const Plan& plan, const Product& p, const GroupTable& table,
                  float* partial) {
     if (plan.few) {
-        run_few_rows(where.stream, op, p, table);
+        run_few_rows(where.stream, op, p, table, where.constant_weights);
     } else if (plan.hopper) {
         run_hopper_product(where.stream, p, table, partial, plan.splits);
     } else if (!where.exact && suits_tensor_cores(p, table)) {
@@ -223,7 +223,9 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
 }  // namespace
 }  // namespace cuda
 
-cuda::Where CudaOps::where() { return {stream_, workspace_, compute_ == DType::kF32, !deterministic_, numbers_, fp8_}; }
+cuda::Where CudaOps::where() {
+    return {stream_, workspace_, compute_ == DType::kF32, !deterministic_, numbers_, fp8_, recorder_.recording()};
+}
 
 void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
     cuda::check_activation(y, 2, "matmul");

@@ -37,6 +37,7 @@ struct Strided {
 
 template <class Index>
 __global__ void __launch_bounds__(256) copy_kernel(Strided y, Strided x, Index total, int bytes) {
+    begin_early();
     const Index i = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
     if (i >= total) return;
     const int64_t to = y.offset(i), from = x.offset(i);
@@ -257,9 +258,10 @@ void CudaOps::copy(const Tensor& y, const Tensor& x) {
     const auto blocks = static_cast<unsigned>(cuda::ceil_div(y.size(), 256));
     const int bytes = static_cast<int>(size_of(y.dtype));
     if (y.size() < (int64_t{1} << 31)) {
-        cuda::copy_kernel<uint32_t><<<blocks, 256, 0, stream_>>>(to, from, static_cast<uint32_t>(y.size()), bytes);
+        cuda::launch_early(cuda::copy_kernel<uint32_t>, dim3(blocks), 256, 0, stream_, to, from,
+                           static_cast<uint32_t>(y.size()), bytes);
     } else {
-        cuda::copy_kernel<int64_t><<<blocks, 256, 0, stream_>>>(to, from, y.size(), bytes);
+        cuda::launch_early(cuda::copy_kernel<int64_t>, dim3(blocks), 256, 0, stream_, to, from, y.size(), bytes);
     }
     cuda::check_launch("copy");
 }

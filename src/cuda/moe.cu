@@ -85,27 +85,36 @@ __global__ void __launch_bounds__(kWarp)
     place_choices(next, source, slot, indices, chosen, begin, min(choices, begin + kPiece), experts, fault);
 }
 
+// The sum of x over the lanes up to this one.
+__device__ __forceinline__ int32_t sum_up_to(int32_t x, int lane) {
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+        const int32_t other = __shfl_up_sync(kAll, x, step);
+        if (lane >= step) x += other;
+    }
+    return x;
+}
+
 // All three at once for one piece, as when decoding.
 __global__ void __launch_bounds__(kPiece)
     sort_piece_kernel(int32_t* offsets, int32_t* source, Rows<int32_t> slot, Rows<int32_t> indices, int64_t chosen,
                       int64_t choices, int64_t experts, int* fault) {
     begin_early();
-    __shared__ int32_t sums[kPiece], next[kMaxExperts];
+    __shared__ int32_t count[kMaxExperts], next[kMaxExperts], warp_total[kWarp];
     const int64_t e = threadIdx.x;
-    sums[e] = 0;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    count[e] = 0;
     __syncthreads();
-    if (e < choices) atomicAdd(&sums[expert_at(indices, chosen, e, experts, fault)], 1);
+    if (e < choices) atomicAdd(&count[expert_at(indices, chosen, e, experts, fault)], 1);
     __syncthreads();
-    const int32_t total = sums[e];
-    for (int step = 1; step < kPiece; step *= 2) {
-        __syncthreads();
-        const int32_t before = e >= step ? sums[e - step] : 0;
-        __syncthreads();
-        sums[e] += before;
-    }
-    next[e] = sums[e] - total;
+    const int32_t total = count[e], within = sum_up_to(total, lane);
+    if (lane == kWarp - 1) warp_total[warp] = within;
+    __syncthreads();
+    const int32_t of_warps = sum_up_to(warp_total[lane], lane);
+    const int32_t end = within + (warp == 0 ? 0 : __shfl_sync(kAll, of_warps, warp - 1));
+    next[e] = end - total;
     if (e == 0) offsets[0] = 0;
-    if (e < experts) offsets[e + 1] = sums[e];
+    if (e < experts) offsets[e + 1] = end;
     __syncthreads();
     if (e < kWarp) place_choices(next, source, slot, indices, chosen, 0, choices, experts, fault);
 }

@@ -1,8 +1,10 @@
 // RMSNorm (Zhang and Sennrich 2019) and rotary embedding (Su et al. 2021). With r = 1 / sqrt(mean(x^2) + eps) and g = dy w:
 //   y = w (r x),  dx = r g - x r^3 mean(g x),  dw = sum_i dy_i (r_i x_i).
-// A row has one warp, a wide one a block: the choice and with it the order of its sums depends on the width alone.
+// A row has one warp, a wide one a block: the choice and with it the order of its sums depends on the width (and on whether
+// rows begin at multiples of 16 bytes) alone. A row of up to kHeld packs a thread is read once.
 #include "cuda/cuda_ops.h"
 #include "cuda/device.cuh"
+#include "cuda/packed_loop.cuh"
 
 namespace fathom {
 namespace cuda {
@@ -10,81 +12,156 @@ namespace {
 
 constexpr int64_t kWideRow = 1024;
 
-// Threads of one row: kThreads of them; a block of 256 threads has 256 / kThreads rows.
-template <int kThreads, class T>
+// kCount neighbouring weights.
+template <int kCount>
+__device__ __forceinline__ void load_weights(float (&v)[kCount], const Vector& w, int64_t c) {
+    if (w.type == DType::kF32) {
+        load_pack(v, static_cast<const float*>(w.data) + c);
+    } else if (w.type == DType::kBF16) {
+        load_pack(v, static_cast<const Bf16*>(w.data) + c);
+    } else {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) v[j] = w[c + j];
+    }
+}
+
+// Threads of one row: kThreads of them; a block of 256 threads has 256 / kThreads rows. kCount elements at a time; a thread
+// keeps the first kHeld such packs, and reads the others of a row that has more of them again.
+template <int kThreads, int kCount, class T>
 __global__ void __launch_bounds__(256) rms_norm_kernel(Rows<T> y, Rows<T> x, Vector w, float eps, int64_t n, int64_t d) {
     begin_early();
+    constexpr int kHeld = 4, kStep = kThreads * kCount;
     __shared__ float space[8];
     const int64_t i = static_cast<int64_t>(blockIdx.x) * (256 / kThreads) + threadIdx.x / kThreads;
     if (i >= n) return;
-    const int lane = static_cast<int>(threadIdx.x) % kThreads;
+    const int64_t first = static_cast<int64_t>(threadIdx.x % kThreads) * kCount;
     const T* from = x.at(i);
-    float square = 0;
-    for (int64_t c = lane; c < d; c += kThreads) square = fmaf(widen(from[c]), widen(from[c]), square);
+    float held[kHeld][kCount], square = 0;
+#pragma unroll
+    for (int p = 0; p < kHeld; ++p)
+        if (first + p * kStep < d) load_pack(held[p], from + first + p * kStep);
+    const auto add_squares = [&](const float(&v)[kCount]) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) square = fmaf(v[j], v[j], square);
+    };
+#pragma unroll
+    for (int p = 0; p < kHeld; ++p)
+        if (first + p * kStep < d) add_squares(held[p]);
+    float v[kCount], weight[kCount];
+    for (int64_t c = first + kHeld * kStep; c < d; c += kStep) {
+        load_pack(v, from + c);
+        add_squares(v);
+    }
+    load_weights(weight, w, min(first, d - kCount));  // on its way while the sum is made
     square = block_sum<kThreads>(square, space);
     const float r = 1.0f / sqrtf(square / static_cast<float>(d) + eps);
-    for (int64_t c = lane; c < d; c += kThreads) y.at(i)[c] = narrow<T>(w[c] * (r * widen(from[c])));
+    const auto put = [&](float(&values)[kCount], int64_t c) {
+        if (c != first) load_weights(weight, w, c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) values[j] = weight[j] * (r * values[j]);
+        store_pack(y.at(i) + c, values);
+    };
+#pragma unroll
+    for (int p = 0; p < kHeld; ++p)
+        if (first + p * kStep < d) put(held[p], first + p * kStep);
+    for (int64_t c = first + kHeld * kStep; c < d; c += kStep) {
+        load_pack(v, from + c);
+        put(v, c);
+    }
 }
 
-// Also leaves r for dw.
-template <int kThreads, class T>
+// Also leaves r for dw. Rows are read twice, the second time from L1 or L2.
+template <int kThreads, int kCount, class T>
 __global__ void __launch_bounds__(256)
     rms_norm_backward_kernel(Rows<T> dx, Rows<T> dy, Rows<T> x, Vector w, float eps, int64_t n, int64_t d, float* inverse) {
     __shared__ float space[8];
     const int64_t i = static_cast<int64_t>(blockIdx.x) * (256 / kThreads) + threadIdx.x / kThreads;
     if (i >= n) return;
-    const int lane = static_cast<int>(threadIdx.x) % kThreads;
+    constexpr int kStep = kThreads * kCount;
+    const int64_t first = static_cast<int64_t>(threadIdx.x % kThreads) * kCount;
     const T *from = x.at(i), *grad = dy.at(i);
-    float square = 0, mixed = 0;
-    for (int64_t c = lane; c < d; c += kThreads) {
-        const float v = widen(from[c]);
-        square = fmaf(v, v, square);
-        mixed = fmaf(widen(grad[c]) * w[c], v, mixed);
+    float square = 0, mixed = 0, v[kCount], g[kCount], weight[kCount];
+#pragma unroll 4
+    for (int64_t c = first; c < d; c += kStep) {
+        load_pack(v, from + c);
+        load_pack(g, grad + c);
+        load_weights(weight, w, c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+            square = fmaf(v[j], v[j], square);
+            mixed = fmaf(g[j] * weight[j], v[j], mixed);
+        }
     }
     square = block_sum<kThreads>(square, space);
     mixed = block_sum<kThreads>(mixed, space);
     const float r = 1.0f / sqrtf(square / static_cast<float>(d) + eps), shift = -(mixed / static_cast<float>(d)) * r * r * r;
-    for (int64_t c = lane; c < d; c += kThreads)
-        dx.at(i)[c] = narrow<T>(fmaf(shift, widen(from[c]), r * widen(grad[c]) * w[c]));
-    if (lane == 0) inverse[i] = r;
+#pragma unroll 4
+    for (int64_t c = first; c < d; c += kStep) {
+        load_pack(v, from + c);
+        load_pack(g, grad + c);
+        load_weights(weight, w, c);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) v[j] = fmaf(shift, v[j], r * g[j] * weight[j]);
+        store_pack(dx.at(i) + c, v);
+    }
+    if (first == 0) inverse[i] = r;
 }
+
+// partial[b, c] = sum of dy r x over the rows of block b.
+template <class T>
+struct WeightGradient {
+    Rows<T> dy, x;
+    const float* inverse;
+    float* partial;
+    int64_t n, d;
+
+    template <int kCount>
+    __device__ __forceinline__ void operator()(int64_t b, int64_t c) const {
+        float sum[kCount]{}, g[kCount], v[kCount];
+        const int64_t end = min(n, (b + 1) * kRowsPerPartial);
+#pragma unroll 4
+        for (int64_t i = b * kRowsPerPartial; i < end; ++i) {
+            load_pack(g, dy.at(i) + c);
+            load_pack(v, x.at(i) + c);
+            const float r = inverse[i];
+#pragma unroll
+            for (int j = 0; j < kCount; ++j) sum[j] = fmaf(g[j], r * v[j], sum[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) partial[b * d + c + j] = sum[j];
+    }
+};
+
+// Threads of a row, and blocks of 256 of them.
+bool is_wide(int64_t d) { return d > kWideRow; }
+dim3 blocks_of(int64_t n, int64_t d) { return static_cast<unsigned>(is_wide(d) ? n : ceil_div(n, 256 / kWarp)); }
+
+bool packable_weight(const Tensor& w) { return reinterpret_cast<uintptr_t>(w.data) % 32 == 0; }
 
 template <class T>
 void rms_norm(cudaStream_t stream, const Tensor& y, const Tensor& x, const Tensor& w, double eps) {
+    constexpr int kPack = kPackOf<T>;
     const int64_t n = y.dim(0), d = y.dim(1);
-    const Rows<T> to(y), from(x);
-    const Vector weight(w);
-    if (d > kWideRow) {
-        launch_early(rms_norm_kernel<256, T>, dim3(static_cast<unsigned>(n)), 256, 0, stream, to, from, weight,
-                     static_cast<float>(eps), n, d);
-    } else {
-        launch_early(rms_norm_kernel<kWarp, T>, dim3(static_cast<unsigned>(ceil_div(n, 8))), 256, 0, stream, to, from, weight,
-                     static_cast<float>(eps), n, d);
-    }
+    const bool packed = packable(x, y) && packable_weight(w);
+    const auto kernel = is_wide(d) ? (packed ? rms_norm_kernel<256, kPack, T> : rms_norm_kernel<256, 1, T>)
+                                   : (packed ? rms_norm_kernel<kWarp, kPack, T> : rms_norm_kernel<kWarp, 1, T>);
+    launch_early(kernel, blocks_of(n, d), 256, 0, stream, Rows<T>(y), Rows<T>(x), Vector(w), static_cast<float>(eps), n, d);
     check_launch("rms_norm");
 }
 
 template <class T>
 void rms_norm_backward(cudaStream_t stream, const Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& w, double eps,
                        float* inverse, float* partial, int64_t blocks) {
+    constexpr int kPack = kPackOf<T>;
     const int64_t n = dx.dim(0), d = dx.dim(1);
     const Rows<T> to(dx), grad(dy), from(x);
-    const Vector weight(w);
-    if (d > kWideRow) {
-        rms_norm_backward_kernel<256, T>
-            <<<static_cast<unsigned>(n), 256, 0, stream>>>(to, grad, from, weight, static_cast<float>(eps), n, d, inverse);
-    } else {
-        rms_norm_backward_kernel<kWarp, T><<<static_cast<unsigned>(ceil_div(n, 8)), 256, 0, stream>>>(
-            to, grad, from, weight, static_cast<float>(eps), n, d, inverse);
-    }
+    const bool packed = packable(dx, dy, x) && packable_weight(w);
+    const auto kernel = is_wide(d)
+                            ? (packed ? rms_norm_backward_kernel<256, kPack, T> : rms_norm_backward_kernel<256, 1, T>)
+                            : (packed ? rms_norm_backward_kernel<kWarp, kPack, T> : rms_norm_backward_kernel<kWarp, 1, T>);
+    kernel<<<blocks_of(n, d), 256, 0, stream>>>(to, grad, from, Vector(w), static_cast<float>(eps), n, d, inverse);
     check_launch("rms_norm_backward");
-    loop(stream, "rms_norm_backward", blocks, d, [=] __device__(int64_t b, int64_t c) {
-        float sum = 0;
-        const int64_t end = min(n, (b + 1) * kRowsPerPartial);
-        for (int64_t i = b * kRowsPerPartial; i < end; ++i)
-            sum = fmaf(widen(grad.at(i)[c]), inverse[i] * widen(from.at(i)[c]), sum);
-        partial[b * d + c] = sum;
-    });
+    packed_loop<T>(stream, "rms_norm_backward", blocks, d, packed, WeightGradient<T>{grad, from, inverse, partial, n, d});
 }
 
 // (a, b) -> (a cos - b sin, a sin + b cos) on the pairs (x[i first], x[i first + second]).

@@ -38,9 +38,10 @@ Policy policy_of(const char* op, const Tensor& logits, const Tensor& targets, co
             static_cast<float>(temperature)};
 }
 
-__global__ void __launch_bounds__(256) logprob_kernel(float* logprob, float* entropy, Policy policy, int* fault) {
-    __shared__ float space[8];
-    __shared__ double wide[8];
+__global__ void __launch_bounds__(kSoftmaxThreads) logprob_kernel(float* logprob, float* entropy, Policy policy, int* fault) {
+    begin_early();
+    __shared__ float space[kSoftmaxThreads / kWarp];
+    __shared__ double wide[kSoftmaxThreads / kWarp];
     const int64_t row = blockIdx.x;
     const int32_t target = policy.targets[row];
     if (target < 0 || target >= policy.vocab) {
@@ -56,30 +57,30 @@ __global__ void __launch_bounds__(256) logprob_kernel(float* logprob, float* ent
         logprob[row] = -static_cast<float>(log_sum + (static_cast<double>(all.top) - static_cast<double>(policy(row, target))));
     if (entropy == nullptr) return;
     double sum = 0;
-    for (int64_t v = threadIdx.x; v < policy.vocab; v += 256) {
+    for (int64_t v = threadIdx.x; v < policy.vocab; v += kSoftmaxThreads) {
         const float z = policy(row, v), p = expf(z - all.top) / all.sum;
         if (p > 0) sum -= static_cast<double>(p) * (static_cast<double>(z) - all.top - log_sum);
     }
-    sum = block_sum<256>(sum, wide);
+    sum = block_sum<kSoftmaxThreads>(sum, wide);
     if (threadIdx.x == 0) entropy[row] = static_cast<float>(sum);
 }
 
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kSoftmaxThreads)
     logprob_backward_kernel(Rows<T> dlogits, Policy policy, const float* dlogprob, double temperature, int* fault) {
-    __shared__ float space[8];
+    __shared__ float space[kSoftmaxThreads / kWarp];
     const int64_t row = blockIdx.x;
     const int32_t target = policy.targets[row];
     T* dz = dlogits.at(row);
     if (target < 0 || target >= policy.vocab) {
-        for (int64_t v = threadIdx.x; v < policy.vocab; v += 256) dz[v] = narrow<T>(0);
+        for (int64_t v = threadIdx.x; v < policy.vocab; v += kSoftmaxThreads) dz[v] = narrow<T>(0);
         if (target >= policy.vocab) *fault = kTarget;
         return;
     }
     const RowSoftmax all = softmax_of([&](int64_t v) { return policy(row, v); }, policy.vocab, space);
     const double scale = static_cast<double>(dlogprob[row]) / temperature;
     const auto factor = static_cast<float>(-scale / static_cast<double>(all.sum));
-    for (int64_t v = threadIdx.x; v < policy.vocab; v += 256)
+    for (int64_t v = threadIdx.x; v < policy.vocab; v += kSoftmaxThreads)
         dz[v] = narrow<T>(factor * expf(policy(row, v) - all.top) + (v == target ? static_cast<float>(scale) : 0.0f));
 }
 
@@ -104,16 +105,16 @@ struct Divergence {
 // The divergence of one row, given to all threads.
 __device__ double divergence_of(const LogSoftmax& p, const LogSoftmax& q, int64_t vocab, bool reverse, double* wide) {
     double sum = 0;
-    for (int64_t v = threadIdx.x; v < vocab; v += 256) {
+    for (int64_t v = threadIdx.x; v < vocab; v += kSoftmaxThreads) {
         const double log_p = p(v), log_q = q(v);
         sum += reverse ? exp(log_p) * (log_p - log_q) : exp(log_q) * (log_q - log_p);
     }
-    return block_sum<256>(sum, wide);
+    return block_sum<kSoftmaxThreads>(sum, wide);
 }
 
-__global__ void __launch_bounds__(256) divergence_kernel(float* loss, Divergence d) {
-    __shared__ float space[8];
-    __shared__ double wide[8];
+__global__ void __launch_bounds__(kSoftmaxThreads) divergence_kernel(float* loss, Divergence d) {
+    __shared__ float space[kSoftmaxThreads / kWarp];
+    __shared__ double wide[kSoftmaxThreads / kWarp];
     const int64_t row = blockIdx.x;
     if (threadIdx.x == 0) loss[row] = 0;
     if (d.targets[row] < 0) return;
@@ -122,18 +123,18 @@ __global__ void __launch_bounds__(256) divergence_kernel(float* loss, Divergence
     if (threadIdx.x == 0) loss[row] = static_cast<float>(sum);
 }
 
-__global__ void __launch_bounds__(256) divergence_backward_kernel(Rows<float> dlogits, Divergence d, double scale) {
-    __shared__ float space[8];
-    __shared__ double wide[8];
+__global__ void __launch_bounds__(kSoftmaxThreads) divergence_backward_kernel(Rows<float> dlogits, Divergence d, double scale) {
+    __shared__ float space[kSoftmaxThreads / kWarp];
+    __shared__ double wide[kSoftmaxThreads / kWarp];
     const int64_t row = blockIdx.x;
     float* dz = dlogits.at(row);
     if (d.targets[row] < 0) {
-        for (int64_t v = threadIdx.x; v < d.vocab; v += 256) dz[v] = 0;
+        for (int64_t v = threadIdx.x; v < d.vocab; v += kSoftmaxThreads) dz[v] = 0;
         return;
     }
     const LogSoftmax p(d.logits.at(row), d.vocab, space), q(d.teacher.at(row), d.vocab, space);
     const double loss = d.reverse ? divergence_of(p, q, d.vocab, true, wide) : 0;
-    for (int64_t v = threadIdx.x; v < d.vocab; v += 256) {
+    for (int64_t v = threadIdx.x; v < d.vocab; v += kSoftmaxThreads) {
         const double log_p = p(v), log_q = q(v);
         dz[v] = static_cast<float>(scale * (d.reverse ? exp(log_p) * (log_p - log_q - loss) : exp(log_p) - exp(log_q)));
     }
@@ -156,8 +157,8 @@ void CudaOps::token_logprob(const Tensor& logprob, const Tensor& entropy, const 
     check_tensor("token_logprob", "logprob", logprob, DType::kF32, {n});
     if (entropy) check_tensor("token_logprob", "entropy", entropy, DType::kF32, {n});
     if (n == 0) return;
-    cuda::logprob_kernel<<<static_cast<unsigned>(n), 256, 0, stream_>>>(
-        logprob.as<float>(), entropy ? entropy.as<float>() : nullptr, policy, fault_.device());
+    cuda::launch_early(cuda::logprob_kernel, dim3(static_cast<unsigned>(n)), cuda::kSoftmaxThreads, 0, stream_,
+                       logprob.as<float>(), entropy ? entropy.as<float>() : nullptr, policy, fault_.device());
     cuda::check_launch("token_logprob");
 }
 
@@ -170,7 +171,7 @@ void CudaOps::token_logprob_backward(const Tensor& dlogits, const Tensor& logits
     check_tensor("token_logprob_backward", "dlogprob", dlogprob, DType::kF32, {n});
     if (n == 0) return;
     cuda::with_activation("token_logprob_backward", dlogits.dtype, [&](auto type) {
-        cuda::logprob_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+        cuda::logprob_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
             cuda::Rows<decltype(type)>(dlogits), policy, dlogprob.as<float>(), temperature, fault_.device());
     });
     cuda::check_launch("token_logprob_backward");
@@ -182,7 +183,7 @@ void CudaOps::kl_divergence(const Tensor& loss, const Tensor& logits, const Tens
     const int64_t n = logits.dim(0);
     check_tensor("kl_divergence", "loss", loss, DType::kF32, {n});
     if (n == 0) return;
-    cuda::divergence_kernel<<<static_cast<unsigned>(n), 256, 0, stream_>>>(loss.as<float>(), d);
+    cuda::divergence_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(loss.as<float>(), d);
     cuda::check_launch("kl_divergence");
 }
 
@@ -192,7 +193,8 @@ void CudaOps::kl_divergence_backward(const Tensor& dlogits, const Tensor& logits
     const int64_t n = logits.dim(0);
     check_tensor("kl_divergence_backward", "dlogits", dlogits, DType::kF32, {n, logits.dim(1)});
     if (n == 0) return;
-    cuda::divergence_backward_kernel<<<static_cast<unsigned>(n), 256, 0, stream_>>>(cuda::Rows<float>(dlogits), d, scale);
+    cuda::divergence_backward_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
+        cuda::Rows<float>(dlogits), d, scale);
     cuda::check_launch("kl_divergence_backward");
 }
 

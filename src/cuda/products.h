@@ -44,10 +44,11 @@ struct Product {
 struct Where {
     cudaStream_t stream;
     Workspace& workspace;
-    bool exact;          // activations are f32
-    bool few;            // few rows may be added up in another order than many
-    Workspace& numbers;  // weights in another form, for one product of `workspace`
-    bool fp8;            // products of bf16 are multiplied in FP8
+    bool exact;             // activations are f32
+    bool few;               // few rows may be added up in another order than many
+    Workspace& numbers;     // weights in another form, for one product of `workspace`
+    bool fp8;               // products of bf16 are multiplied in FP8
+    bool constant_weights;  // nothing that is queued before writes to a weight, as in a recorded step
 };
 
 // Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h. With splits > 1 (wgrad
@@ -64,9 +65,10 @@ void add_splits(cudaStream_t stream, const char* op, const Product& product, con
 void run_tensor_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, float* partial,
                         int splits);
 
-// y = x w^T of so few rows that reading the weights is all the work: bf16, f32 sums in an order of their own.
+// y = x w^T (of heads also y = x w) of so few rows that reading the weights is all the work: bf16, f32 sums in an order of
+// their own. Constant weights are read before the kernel ahead has ended.
 [[nodiscard]] bool suits_few_rows(const Product& product, const GroupTable& table);
-void run_few_rows(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table);
+void run_few_rows(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, bool constant_weights);
 
 // Operands in f32 as two of bf16: x = high + low, to 2^-17 of x. halves [rows, 2 width] = [high | low].
 void split_in_halves(cudaStream_t stream, const char* op, void* halves, const float* x, int64_t x_row, int64_t rows,

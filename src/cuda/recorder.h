@@ -28,6 +28,7 @@ public:
     // Memory that is freed says so here; lives as long as any of it.
     [[nodiscard]] const std::shared_ptr<std::atomic<int64_t>>& frees() const { return frees_; }
 
+    [[nodiscard]] bool recording() const { return current_ != nullptr; }
     // While ops are recorded: bytes from the host are kept for the replays, at the returned address. Else null.
     [[nodiscard]] const void* keep(const void* host, int64_t bytes);
 

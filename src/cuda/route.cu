@@ -30,14 +30,18 @@ struct Rule {
 // s = softmax or sigmoid of z, by a warp.
 __device__ void affinities(float* s, const float* z, const Rule& rule, int lane) {
     if (!rule.softmax) {
+#pragma unroll 4
         for (int64_t e = lane; e < rule.experts; e += kWarp) s[e] = 1.0f / (1.0f + expf(-z[e]));
         return;
     }
     float top = -INFINITY, sum = 0;
+#pragma unroll 4
     for (int64_t e = lane; e < rule.experts; e += kWarp) top = fmaxf(top, z[e]);
     top = warp_max(top);
+#pragma unroll 4
     for (int64_t e = lane; e < rule.experts; e += kWarp) sum += expf(z[e] - top);
     const float factor = 1.0f / warp_sum(sum);
+#pragma unroll 4
     for (int64_t e = lane; e < rule.experts; e += kWarp) s[e] = factor * expf(z[e] - top);
 }
 
@@ -81,18 +85,22 @@ __device__ void keep_best_groups(float* values, float* group_values, unsigned ch
     __syncwarp();
 }
 
-// weights[k] = s[indices[k]], normalised and scaled. In order of k, by one lane: K is small.
-__device__ void choice_weights(float* weights, const float* s, const int32_t* indices, const Rule& rule, int* fault) {
+// weights[k] = s[indices[k]], normalised and scaled, by a warp. The sum is in order of k.
+__device__ void choice_weights(float* weights, const float* s, const int32_t* indices, const Rule& rule, int lane, int* fault) {
     float sum = 0;
-    for (int64_t k = 0; k < rule.chosen; ++k) {
-        if (indices[k] < 0 || indices[k] >= rule.experts) {
-            *fault = kExpertIndex;
-            return;
-        }
-        sum += s[indices[k]];
+    for (int64_t first = 0; first < rule.chosen; first += kWarp) {
+        const int count = static_cast<int>(min(rule.chosen - first, int64_t{kWarp}));
+        const int32_t expert = lane < count ? indices[first + lane] : 0;
+        const bool known = expert >= 0 && expert < rule.experts;
+        if (!known) *fault = kExpertIndex;
+        if (!__all_sync(kAll, known)) return;
+        const float mine = s[expert];
+        for (int k = 0; k < count; ++k) sum += __shfl_sync(kAll, mine, k);
     }
-    for (int64_t k = 0; k < rule.chosen; ++k)
-        weights[k] = (rule.normalize ? s[indices[k]] / (sum + 1e-20f) : s[indices[k]]) * rule.factor;
+    for (int64_t k = lane; k < rule.chosen; k += kWarp) {
+        const float mine = s[indices[k]];
+        weights[k] = (rule.normalize ? mine / (sum + 1e-20f) : mine) * rule.factor;
+    }
 }
 
 // Shared memory: per warp the values and group scores [2 E] and what is taken [E].
@@ -108,17 +116,21 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarp)
     auto* taken = reinterpret_cast<unsigned char*>(shared + kRowsPerBlock * 2 * experts) + warp * experts;
     float* s = scores.at(row);
     affinities(s, logits.at(row), rule, lane);
+    // A lane reads what it wrote itself.
     for (int64_t e = lane; e < experts; e += kWarp) values[e] = bias == nullptr ? s[e] : s[e] + bias[e];
     __syncwarp();
     if (rule.limited) keep_best_groups(values, group_values, taken, rule, lane);
     for (int64_t e = lane; e < experts; e += kWarp) taken[e] = 0;
     __syncwarp();
+    // A group's values are of no more use: their place is the choices', beside which memory is slow.
+    auto* choice = reinterpret_cast<int32_t*>(group_values);
     for (int64_t k = 0; k < rule.chosen; ++k) {
         const int best = take_best(values, taken, experts, lane);
-        if (lane == 0) indices.at(row)[k] = best;
+        if (lane == 0) choice[k] = best;
     }
     __syncwarp();
-    if (lane == 0) choice_weights(weights.at(row), s, indices.at(row), rule, fault);
+    for (int64_t k = lane; k < rule.chosen; k += kWarp) indices.at(row)[k] = choice[k];
+    choice_weights(weights.at(row), s, choice, rule, lane, fault);
 }
 
 __global__ void __launch_bounds__(kRowsPerBlock* kWarp)
@@ -129,7 +141,7 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarp)
     if (row >= n) return;
     affinities(scores.at(row), logits.at(row), rule, lane);
     __syncwarp();
-    if (lane == 0) choice_weights(weights.at(row), scores.at(row), indices.at(row), rule, fault);
+    choice_weights(weights.at(row), scores.at(row), indices.at(row), rule, lane, fault);
 }
 
 // With S the sum of the chosen scores: w_i = a s_i / S gives ds_i = (a / S) (g_i - sum_j g_j s_j / S) on the chosen; w_i = a

@@ -36,25 +36,34 @@ __device__ __forceinline__ void four_of(float (&v)[4], const Z& z, int64_t c, in
     for (int j = 0; j < 4; ++j) v[j] = c + j < vocab ? z(c + j) : -INFINITY;
 }
 
-// Of the numbers z(0), z(1), ...: a block of 256 threads, in one pass (Milakov and Gimelshein 2018): a thread's sum is of
-// exp(z - its own largest so far). Four neighbours to a thread whatever they are read from, so that the order is always the
-// same.
+constexpr int kSoftmaxThreads = 512;  // of the block that has a row
+
+// Of the numbers z(0), z(1), ...: a block of kSoftmaxThreads, in one pass (Milakov and Gimelshein 2018): a thread's sum is of
+// exp(z - its own largest so far). Four times four neighbours to a thread whatever they are read from, so that the order is
+// always the same. `space` has kSoftmaxThreads / 32 elements.
 template <class Z>
 __device__ RowSoftmax softmax_of(const Z& z, int64_t vocab, float* space) {
-    float top = -INFINITY, sum = 0, v[4];
-    for (int64_t c = 4 * static_cast<int64_t>(threadIdx.x); c < vocab; c += 4 * 256) {
-        four_of(v, z, c, vocab);
-        const float largest = fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3]));
-        if (largest == -INFINITY) continue;  // nothing to add, and no number to subtract; NaN goes on
+    constexpr int kFours = 4;
+    float top = -INFINITY, sum = 0, v[kFours][4];
+    for (int64_t c = 4 * static_cast<int64_t>(threadIdx.x); c < vocab; c += 4 * kFours * kSoftmaxThreads) {
+#pragma unroll
+        for (int i = 0; i < kFours; ++i) four_of(v[i], z, c + 4 * kSoftmaxThreads * i, vocab);
+        float largest = -INFINITY, all = 0;
+#pragma unroll
+        for (int i = 0; i < kFours * 4; ++i) {
+            largest = fmaxf(largest, v[i / 4][i % 4]);
+            all += v[i / 4][i % 4];
+        }
+        if (largest == -INFINITY && !isnan(all)) continue;  // nothing to add, and no number to subtract; NaN goes on
         if (largest > top) {
             sum *= expf(top - largest);
             top = largest;
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum += expf(v[j] - top);
+        for (int i = 0; i < kFours * 4; ++i) sum += expf(v[i / 4][i % 4] - top);
     }
-    const float all = block_max<256>(top, space);
-    return {all, block_sum<256>(top == -INFINITY ? sum : sum * expf(top - all), space)};
+    const float all = block_max<kSoftmaxThreads>(top, space);
+    return {all, block_sum<kSoftmaxThreads>(top == -INFINITY ? sum : sum * expf(top - all), space)};
 }
 
 }  // namespace fathom::cuda
