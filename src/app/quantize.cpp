@@ -228,7 +228,9 @@ void quantize(const Options& o, const Globals& globals) {
     source.pack = false;
     source.with_mtp = folder || o.mtp;
     const bool text = !o.calibrate.empty() || !o.evaluate.empty();
-    OpenModel model(source, globals, text ? OpenModel::Text::kNeeded : OpenModel::Text::kWanted);
+    Globals here = globals;
+    if (here.device == "auto") here.device = "cpu";  // beside a GPU, too
+    OpenModel model(source, here, text ? OpenModel::Text::kNeeded : OpenModel::Text::kWanted);
     if (!model.ops().sees_host_memory()) refuse("it computes on the CPU: leave --device away");
     if (!source.with_mtp && model.has_mtp_modules() && !globals.quiet) fmt::print(stderr, "{}\n", kMtpLeftOut);
     std::vector<int32_t> calibration;
