@@ -118,6 +118,30 @@ TEST_F(EngineDevices, SampledAnswersBringTheirLogitsToTheHost) {
     EXPECT_EQ(device.read, 5 * run.model().config().vocab_size);
 }
 
+TEST_F(EngineDevices, SeveralThreadsSampleWhatOneSamples) {
+    const auto answers = [&](ThreadPool* threads) {
+        EngineOptions options{.deterministic = true};
+        options.threads = threads;
+        Engine engine(run.model(), run.ops, options);
+        std::vector<std::vector<float>> seen(3);
+        for (size_t i = 0; i < 12; ++i) {
+            Request request = EngineRun::greedy_request(prompt, 10);
+            request.sampling = {.temperature = 0.9, .top_p = 0.8, .repetition_penalty = 1.2, .seed = 7};
+            request.stream = i;
+            if (i < seen.size()) request.on_logits = [&seen, i](std::span<const float> row) { seen[i].push_back(row[0]); };
+            (void)engine.add(std::move(request));
+        }
+        std::map<int64_t, std::vector<int32_t>> said;
+        for (const TokenEvent& event : finish(engine)) said[event.request].push_back(event.token);
+        for (const auto& logits : seen) EXPECT_EQ(logits.size(), 10U);
+        return said;
+    };
+    ThreadPool pool(3);
+    const auto alone = answers(nullptr);
+    EXPECT_EQ(alone.size(), 12U);
+    EXPECT_EQ(answers(&pool), alone);
+}
+
 TEST_F(EngineDevices, FewerExpertsAreCountedAndWhatTheySayIsNotShared) {
     Engine engine(run.model(), run.ops, {.block_size = 8, .max_sequences = 1, .overload_experts = 1});
     const std::vector<TokenEvent> events = crowded_answer(engine, 0, 12);
