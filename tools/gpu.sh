@@ -124,6 +124,7 @@ gpu_bench() {
     part decode-v2-lite "${fathom[@]}" --compute bf16 bench decode --random-config bench/configs/v2-lite.json --dtype bf16
     part prefill-v2-lite "${fathom[@]}" --compute bf16 bench prefill --random-config bench/configs/v2-lite.json --dtype bf16 \
         --batch 8 --prompt-tokens 1024
+    part serve-v2-lite bench/serve_gpu.sh "$kBundle"
     cat "$kReport"
 }
 
