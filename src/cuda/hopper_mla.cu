@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "cuda/hopper_launch.h"
 #include "cuda/hopper_mla.h"
+#include "cuda/hopper_mla_params.cuh"
 #include "cuda/hopper_ptx.cuh"
 #include "cuda/hopper_softmax.cuh"
 
@@ -20,27 +21,14 @@ namespace fathom::hopper {
 
 namespace {
 
-constexpr int kLatent = 512, kKey = 576;
-constexpr int kRows = 64, kTokens = 64;  // of a block's queries, of a cache block
+using mla::blocks_of, mla::kKey, mla::kLatent, mla::kRows, mla::kTokens, mla::Params;
+
 constexpr int kChunks = kKey / 64;
 constexpr int kBox = 64 * 64 * 2;
 constexpr int kHalf = kLatent / 2;  // channels of one warpgroup
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kBufferBytes = kChunks * kBox;
 constexpr int kCleared = 3;  // a named barrier, of each warpgroup: 4, 5
-struct Params {
-    const int32_t* block_table;
-    const int32_t* cu_q;
-    const int32_t* cu_k;
-    __nv_bfloat16* u;
-    float* lse;
-    float* partial;      // [2 ranges][row_blocks * 64][512]
-    float* partial_lse;  // [2 ranges][row_blocks * 64], base 2
-    int32_t* first;      // [sequences + 1]: cache blocks before each sequence; the last entry: cache blocks per range
-    int heads, sequences, max_blocks, row_blocks, ranges;
-    float scale_log2;
-};
-
 struct Shared {
     alignas(1024) uint8_t q[kChunks * kBox];
     alignas(1024) uint8_t kv[2][kBufferBytes];
@@ -53,10 +41,6 @@ struct Shared {
     int32_t start, end, sequence, before;  // the range, its first sequence and the cache blocks before that
 };
 static_assert(sizeof(Shared) + 1024 <= 227 * 1024);
-
-__device__ __forceinline__ int blocks_of(const Params& p, int sequence) {
-    return (p.cu_k[sequence + 1] - p.cu_k[sequence] + kTokens - 1) / kTokens;
-}
 
 // One warp: cuts all cache blocks into equal ranges and finds where this block's begins.
 __device__ void plan_range(Shared& shared, const Params& p, int range) {
@@ -416,61 +400,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-constexpr int kCombineGroups = 4;  // each takes every fourth partial result; then their sums are added in order
-
-// One row (query token and head) per block: u = sum_s 2^(lse_s - lse) u_s over the ranges that share its sequence.
-__global__ void __launch_bounds__(kCombineGroups* kLatent / 4) combine_kernel(const Params p) {
-    allow_next_launch();
-    wait_for_earlier_launch();
-    const int sequence = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.x);
-    const int first_token = p.cu_q[sequence];
-    const int blocks = blocks_of(p, sequence);
-    if (blocks == 0 || row >= (p.cu_q[sequence + 1] - first_token) * p.heads) return;
-    const int before = p.first[sequence], per_range = p.first[p.sequences];
-    const int low = before / per_range, high = (before + blocks - 1) / per_range;
-    if (low == high) return;
-    const auto slot = [&](int range) { return 2 * range + (range * per_range > before ? 0 : 1); };
-    const auto row_at = [&](int range) { return int64_t{slot(range)} * p.row_blocks * kRows + row; };
-
-    const int column = 4 * (static_cast<int>(threadIdx.x) % (kLatent / 4)),
-              group = static_cast<int>(threadIdx.x) / (kLatent / 4);
-    float top = -INFINITY;
-    for (int range = low + lane_id(); range <= high; range += kWarp) top = fmaxf(top, p.partial_lse[row_at(range)]);
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, step));
-    float4 sum{0, 0, 0, 0};
-    float total = 0;
-#pragma unroll 4
-    for (int range = low + group; range <= high; range += kCombineGroups) {
-        const float weight = exp2f(p.partial_lse[row_at(range)] - top);
-        const float4 v = *reinterpret_cast<const float4*>(p.partial + row_at(range) * kLatent + column);
-        sum.x = fmaf(weight, v.x, sum.x);
-        sum.y = fmaf(weight, v.y, sum.y);
-        sum.z = fmaf(weight, v.z, sum.z);
-        sum.w = fmaf(weight, v.w, sum.w);
-        total += weight;
-    }
-    __shared__ float4 sums[kCombineGroups][kLatent / 4];
-    __shared__ float totals[kCombineGroups];
-    sums[group][column / 4] = sum;
-    if (column == 0) totals[group] = total;
-    __syncthreads();
-    if (group != 0) return;
-    total = 0;
-    sum = float4{0, 0, 0, 0};
-#pragma unroll
-    for (int g = 0; g < kCombineGroups; ++g) {
-        const float4 v = sums[g][column / 4];
-        sum = float4{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-        total += totals[g];
-    }
-    const float inverse = 1 / total;
-    const int64_t at = int64_t{first_token} * p.heads + row;
-    *reinterpret_cast<uint2*>(p.u + at * kLatent + column) =
-        uint2{pack_bf16(sum.x * inverse, sum.y * inverse), pack_bf16(sum.z * inverse, sum.w * inverse)};
-    if (column == 0) p.lse[at] = (top + log2f(total)) * kLn2;
-}
-
 int64_t row_blocks_of(int64_t max_q, int64_t heads) { return (max_q * heads + kRows - 1) / kRows; }
 int64_t ranges_of(int64_t row_blocks) { return std::max<int64_t>(1, multiprocessors() / row_blocks); }
 
@@ -512,8 +441,7 @@ void latent_attention(const LatentAttention& a, cudaStream_t stream) {
     allow_shared_memory(reinterpret_cast<const void*>(latent_attention_kernel), kBytes);
     launch_early(latent_attention_kernel, dim3(static_cast<unsigned>(ranges * row_blocks)), kThreads, kBytes, stream, map_q,
                  map_kv, p);
-    launch_early(combine_kernel, dim3(static_cast<unsigned>(a.max_q * a.heads), static_cast<unsigned>(a.sequences)),
-                 kCombineGroups * kLatent / 4, 0, stream, p);
+    mla::combine_ranges(p, a.max_q, stream);
     require(cudaGetLastError(), "latent_attention");
 }
 
