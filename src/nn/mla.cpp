@@ -71,7 +71,8 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const int64_t n = x.dim(0), h = config_.num_attention_heads, d_v = config_.v_head_dim;
     const bool lora = config_.q_lora_rank > 0;
     Tensor q_a, kv_a;  // [n, c_q], or without lora the queries before RoPE if they came along; [n, c_kv + d_r]
-    if (!keep) std::tie(q_a, kv_a) = joined(cx, x, lora ? wq_a_ : wq_, wkv_a_);
+    // A batch-invariant sampler makes the very calls of the trainer: kernels may be chosen by a product's width.
+    if (!keep && !cx.deterministic) std::tie(q_a, kv_a) = joined(cx, x, lora ? wq_a_ : wq_, wkv_a_);
     if (!q_a && lora) q_a = linear(cx, x, wq_a_, keep);
     if (!kv_a) kv_a = linear(cx, x, wkv_a_, keep);
     const Tensor q = queries(cx, x, q_a, batch.rope);         // [n, h, d_n + d_r]
