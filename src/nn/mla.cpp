@@ -100,9 +100,11 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
 // q = RoPE(W_UQ RMSNorm(c_q)): eq. 38 to 40 of DeepSeek-V2. [n, h, d_n + d_r], per head [nope | rope].
 Tensor Mla::queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const {
     const int64_t d_n = config_.qk_nope_head_dim, d = d_n + config_.qk_rope_head_dim;
-    const Tensor flat = config_.q_lora_rank > 0 ? linear(cx, rms_norm(cx, q_a, q_norm_), wq_b_)
-                        : q_a                   ? q_a
-                                                : linear(cx, x, wq_);
+    Tensor flat = q_a;
+    if (config_.q_lora_rank > 0)
+        flat = linear(cx, rms_norm(cx, q_a, q_norm_), wq_b_);
+    else if (!flat)
+        flat = linear(cx, x, wq_);
     const Tensor q = flat.view({x.dim(0), config_.num_attention_heads, d});
     cx.ops.rope(channels(q, d_n, d), rope, config_.pairing, false);
     return q;
