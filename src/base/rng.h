@@ -13,7 +13,7 @@ struct Philox {
     uint64_t seed = 0;
     uint64_t stream = 0;
 
-    [[nodiscard]] std::array<uint32_t, 4> operator()(uint64_t index) const {
+    [[nodiscard]] constexpr std::array<uint32_t, 4> operator()(uint64_t index) const {
         uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
         std::array<uint32_t, 4> x{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                                   static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};

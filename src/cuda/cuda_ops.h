@@ -102,6 +102,7 @@ public:
     // ---- steps ----
     void repeat(std::span<const int64_t> key, const std::function<void()>& ops) override;
     void argmax(const Tensor& index, const Tensor& logits) override;
+    void sample(const Tensor& index, const Tensor& logits, std::span<const TokenQuery> queries) override;
 
 private:
     int device_;

@@ -16,6 +16,7 @@
 
 namespace fathom {
 
+class StepRecorder;
 class ThreadPool;
 
 // Consecutive rows of a batch: tokens [position, position + rows) of one request.
@@ -195,18 +196,24 @@ private:
     void tell_experts(std::span<const Routing> routing, std::span<Sequence* const> batch);
     [[nodiscard]] std::vector<TokenEvent> sample_all(Context& cx, const Batch& built, std::span<Sequence* const> batch,
                                                      Tensor& hidden);
-    // What a batch says: logits [answers, vocab], or, where nobody needs them, the most probable token of each.
+    // What a batch says: logits [answers, vocab], or, where the device has sampled, the tokens, and their log-probabilities if
+    // somebody wants them.
     struct Answers {
         std::span<const float> logits;
-        std::vector<int32_t> best;
+        std::vector<int32_t> tokens;
+        std::vector<float> logprobs;
     };
     [[nodiscard]] std::span<const float> read_logits(Context& cx, const Tensor& hidden, std::span<const int32_t> rows);
     [[nodiscard]] std::span<const float> read_back(const Tensor& logits);
-    [[nodiscard]] bool wants_best_only(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const;
-    [[nodiscard]] bool wants_best_only(const Sequence& sequence) const;
+    [[nodiscard]] bool stays_on_device(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const;
+    [[nodiscard]] bool stays_on_device(const Sequence& sequence) const;
+    [[nodiscard]] static bool wants_best(const Sequence& sequence);
+    [[nodiscard]] static bool restricted(const Sequence& sequence);
     [[nodiscard]] int64_t padding(std::span<Sequence* const> batch) const;
-    [[nodiscard]] Answers read_best(Context& cx, const Batch& built, std::span<Sequence* const> batch,
-                                    std::span<const int32_t> last_rows);
+    [[nodiscard]] Answers read_tokens(Context& cx, const Batch& built, std::span<Sequence* const> batch,
+                                      std::span<Sequence* const> sampled, std::span<const int32_t> last_rows);
+    void choose_tokens(StepRecorder& recorder, const Tensor& index, const Tensor& logits,
+                       std::span<Sequence* const> sampled) const;
     void score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);
     [[nodiscard]] std::vector<TokenEvent> sample_sequences(std::span<Sequence* const> sampled, const Answers& answers);
     [[nodiscard]] std::vector<TokenEvent> sample_rows(Sequence& sequence, const Answers& answers, size_t first) const;

@@ -38,8 +38,8 @@ std::vector<TokenEvent> Engine::sample_all(Context& cx, const Batch& built, std:
         }
     }
     Answers answers;
-    if (wants_best_only(batch, sampled)) {
-        answers = read_best(cx, built, batch, rows);
+    if (stays_on_device(batch, sampled)) {
+        answers = read_tokens(cx, built, batch, sampled, rows);
     } else {
         hidden = forward(cx, built, batch);
         score_prompts(cx, hidden, batch);
@@ -62,7 +62,7 @@ std::vector<TokenEvent> Engine::sample_sequences(std::span<Sequence* const> samp
     }
     std::vector<std::vector<TokenEvent>> said(sampled.size());
     const auto say = [&](size_t i) { said[i] = sample_rows(*sampled[i], answers, first_answer[i]); };
-    if (options_.threads != nullptr && answers.best.empty()) {
+    if (options_.threads != nullptr && answers.tokens.empty()) {
         options_.threads->parallel_for(std::ssize(together), 1, [&](int64_t begin, int64_t end, int) {
             for (int64_t i = begin; i < end; ++i) say(together[static_cast<size_t>(i)]);
         });
@@ -99,17 +99,17 @@ std::vector<TokenEvent> Engine::sample_rows(Sequence& sequence, const Answers& a
     }
 }
 
-// Whether a device that can find the largest logit itself need not hand out the others.
-bool Engine::wants_best_only(const Sequence& sequence) const {
+// Whether a device that can sample need not hand out this sequence's logits.
+bool Engine::stays_on_device(const Sequence& sequence) const {
     const Request& request = sequence.request;
-    return dynamic_cast<StepRecorder*>(&ops_) != nullptr && request.sampling.temperature == 0 && request.sampling.as_given() &&
-           request.top_logprobs < 0 && !request.on_logits && request.max_new_tokens > 0 && mask_of(sequence).empty();
+    return dynamic_cast<StepRecorder*>(&ops_) != nullptr && request.top_logprobs <= 0 && !request.on_logits &&
+           request.max_new_tokens > 0;
 }
 
-bool Engine::wants_best_only(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const {
+bool Engine::stays_on_device(std::span<Sequence* const> batch, std::span<Sequence* const> sampled) const {
     const bool scored = std::ranges::any_of(batch, [](const Sequence* s) { return s->request.prompt_logprobs; });
     return options_.draft_tokens == 0 && !scored && !sampled.empty() &&
-           std::ranges::all_of(sampled, [&](const Sequence* s) { return wants_best_only(*s); });
+           std::ranges::all_of(sampled, [&](const Sequence* s) { return stays_on_device(*s); });
 }
 
 // How often the last row of a step that is recorded is computed once more: requests come and go, and a recording for each of
@@ -118,15 +118,15 @@ int64_t Engine::padding(std::span<Sequence* const> batch) const {
     constexpr int64_t kExact = 8, kMultiple = 8;  // few rows are multiplied by kernels of their own
     const auto decodes = [](const Sequence* s) { return s->rows == 1 && s->samples() && s->form == AttentionForm::kAbsorbed; };
     const int64_t rows = std::ssize(batch);
-    if (rows <= kExact || !cache_ || watched() || !std::ranges::all_of(batch, decodes) || !wants_best_only(batch, batch))
+    if (rows <= kExact || !cache_ || watched() || !std::ranges::all_of(batch, decodes) || !stays_on_device(batch, batch))
         return 0;
     return (rows + kMultiple - 1) / kMultiple * kMultiple - rows;
 }
 
 // The whole step in the device's hands; only a token per sequence comes back. Steps that only decode are
 // alike but for what lies in the memory they read, so they are recorded, unless somebody looks at the experts of this one.
-Engine::Answers Engine::read_best(Context& cx, const Batch& built, std::span<Sequence* const> batch,
-                                  std::span<const int32_t> last_rows) {
+Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<Sequence* const> batch,
+                                    std::span<Sequence* const> sampled, std::span<const int32_t> last_rows) {
     auto& recorder = dynamic_cast<StepRecorder&>(ops_);
     std::vector<int32_t> wanted(last_rows.begin(), last_rows.end());
     int64_t told = 0;  // rows of the sequences; those behind them pad the step
@@ -134,32 +134,58 @@ Engine::Answers Engine::read_best(Context& cx, const Batch& built, std::span<Seq
     for (; told < built.rows; ++told) wanted.push_back(static_cast<int32_t>(told));
     const auto n = std::ssize(wanted);
     const Tensor rows = cx.ints(wanted), index = cx.empty_ints({n}),
-                 all_logits = cx.empty_precise({n, model_.config().vocab_size});
+                 all_logits = cx.empty_precise({n, model_.config().vocab_size}),
+                 known_logits = all_logits.slice(1, 0, options_.vocab_limit);
+    const bool best_only = std::ranges::all_of(sampled, [&](const Sequence* s) { return wants_best(*s); });
     const auto ops = [&] {
         const ArenaScope scratch(scratch_);
         const Tensor hidden = forward(cx, built, batch);
         const Tensor last = cx.empty({n, hidden.dim(1)});
         ops_.gather_rows(last, hidden, rows);
         ops_.copy(all_logits, model_.logits(cx, last));
-        recorder.argmax(index, all_logits.slice(1, 0, options_.vocab_limit));
+        if (best_only) recorder.argmax(index, known_logits);
     };
     const Tensor& table = built.absorbed.spans.block_table;
     if (cache_ && !watched() && built.expanded.rows == 0 && built.rows == n && built.absorbed.spans.max_q == 1) {
         const auto address = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p)); };
         recorder.repeat(
             std::array{address(this), address(&model_), address(&cache_->view()), n, table.dim(1), address(built.tokens.data),
-                       address(index.data), int64_t{options_.deterministic}, experts_per_token_},
+                       address(index.data), int64_t{options_.deterministic}, experts_per_token_, int64_t{best_only}},
             ops);
     } else {
         ops();
     }
+    if (!best_only) choose_tokens(recorder, index, known_logits, sampled);
     Answers answers;
-    answers.best.resize(wanted.size());
-    ops_.read_back(answers.best.data(), index);
-    if (std::ranges::find(answers.best, -1) == answers.best.end()) return answers;
-    answers.best.clear();  // numbers that are none: the sampler says what is wrong with which request
-    answers.logits = read_back(all_logits);
-    return answers;
+    if (std::ranges::any_of(sampled, [](const Sequence* s) { return s->request.top_logprobs == 0; })) {
+        const Tensor logprob = cx.empty_precise({n});
+        ops_.token_logprob(logprob, {}, all_logits, index, {}, 1);
+        answers.logprobs.resize(wanted.size());
+        ops_.read_back(answers.logprobs.data(), logprob);
+    }
+    answers.tokens.resize(wanted.size());
+    ops_.read_back(answers.tokens.data(), index);
+    if (std::ranges::find(answers.tokens, -1) == answers.tokens.end()) return answers;
+    return {read_back(all_logits), {}, {}};  // numbers that are none: the sampler says what is wrong with which request
+}
+
+// Tells the device how each sequence's token is drawn, while it still computes the logits.
+void Engine::choose_tokens(StepRecorder& recorder, const Tensor& index, const Tensor& logits,
+                           std::span<Sequence* const> sampled) const {
+    static const SamplingParams kBest{.temperature = 0};
+    std::vector<TokenMask> masks;
+    masks.reserve(sampled.size());
+    std::vector<TokenQuery> queries(static_cast<size_t>(index.size()), TokenQuery{&kBest, {}, 0, 0, {}});  // of rows that pad
+    for (size_t i = 0; i < sampled.size(); ++i) {
+        const Sequence& s = *sampled[i];
+        masks.push_back(mask_of(s));
+        queries[i] = {&s.request.sampling,
+                      {s.tokens, s.prompt_length()},
+                      s.request.stream,
+                      static_cast<uint64_t>(s.length() - s.prompt_length()),
+                      masks.back().words()};
+    }
+    recorder.sample(index, logits, queries);
 }
 
 // Log-probabilities of the prompts whose requests want them. The head is run over a few rows at a time: the logits of a whole
@@ -216,13 +242,15 @@ void Engine::sample_next(Sequence& sequence, const Answers& answers, size_t inde
         return;
     }
     const int64_t answered = sequence.length() - sequence.prompt_length();
-    const int32_t next = !answers.best.empty()
-                             ? answers.best[index]
+    const int32_t next = !answers.tokens.empty()
+                             ? answers.tokens[index]
                              : sample(logits, request.sampling, {sequence.tokens, sequence.prompt_length()}, request.stream,
                                       static_cast<uint64_t>(answered), options_.vocab_limit, mask_of(sequence));
     sequence.tokens.push_back(next);
     event.token = next;
-    if (request.top_logprobs >= 0) {
+    if (request.top_logprobs == 0 && !answers.logprobs.empty()) {
+        event.logprob = answers.logprobs[index];
+    } else if (request.top_logprobs >= 0) {
         TokenLogprobs told = token_logprobs(logits, next, request.top_logprobs);
         event.logprob = told.logprob;
         event.top = std::move(told.top);
@@ -235,16 +263,27 @@ void Engine::sample_next(Sequence& sequence, const Answers& answers, size_t inde
     }
 }
 
+// The most probable token whatever was said, and nothing else about it.
+bool Engine::wants_best(const Sequence& sequence) {
+    const SamplingParams& sampling = sequence.request.sampling;
+    return sampling.temperature == 0 && sampling.as_given() && !restricted(sequence);
+}
+
+bool Engine::restricted(const Sequence& sequence) {
+    const Request& request = sequence.request;
+    return sequence.length() - sequence.prompt_length() < request.min_new_tokens || !request.bad_words.empty() ||
+           !request.allowed.empty() || request.constraint;
+}
+
 // Empty when everything is allowed.
 TokenMask Engine::mask_of(const Sequence& sequence) const {
     const Request& request = sequence.request;
+    if (!restricted(sequence)) return {};
     const auto answer = std::span(sequence.tokens).subspan(request.prompt.size());
-    const bool too_short = std::ssize(answer) < request.min_new_tokens;
-    if (!too_short && request.bad_words.empty() && request.allowed.empty() && !request.constraint) return {};
     TokenMask mask =
         request.constraint ? request.constraint->allowed(options_.vocab_limit) : TokenMask(options_.vocab_limit, true);
     if (!request.allowed.empty()) mask.intersect(request.allowed);
-    if (too_short) {
+    if (std::ssize(answer) < request.min_new_tokens) {
         for (const int32_t id : request.stop_ids) mask.forbid(id);
     }
     for (const auto& word : request.bad_words) {

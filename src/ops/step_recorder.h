@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 
+#include "ops/sampling.h"
 #include "tensor/tensor.h"
 
 namespace fathom {
@@ -21,6 +22,10 @@ public:
     // index[i] = where the largest of logits[i] stands, the first among equals; -1 where one is NaN or none is finite. [n] i32,
     // [n, V] f32, rows may be strided.
     virtual void argmax(const Tensor& index, const Tensor& logits) = 0;
+    // index[i] = the token that `queries[i]` draws from logits[i], by the rules of SamplingParams in their order and with the
+    // random numbers of infer/sampler.h; -1 where a logit is NaN or no id is left. Sums of probabilities (top_p) may be rounded
+    // otherwise than the host's. [n] i32, [n, V] f32, which stays as it is; rows may be strided. Not within repeat().
+    virtual void sample(const Tensor& index, const Tensor& logits, std::span<const TokenQuery> queries) = 0;
 };
 
 }  // namespace fathom

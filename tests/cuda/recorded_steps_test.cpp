@@ -1,6 +1,7 @@
 // Decoding whose steps are recorded and whose largest logits are found on the GPU, against the same without either.
 #include <array>
 
+#include "base/rng.h"
 #include "cuda/plugin.h"
 #include "infer/engine.h"
 #include "model/fixture.h"
@@ -15,7 +16,8 @@ std::unique_ptr<Ops> open_gpu(bool bf16, bool deterministic) {
 }
 
 // Three answers of different lengths, with log-probabilities. `watched`: a reader of logits, for whom they come to the host.
-std::vector<Sample> answers(const LoadedModel& loaded, Ops& ops, bool watched, bool deterministic, int64_t& seen) {
+std::vector<Sample> answers(const LoadedModel& loaded, Ops& ops, bool watched, bool deterministic, int64_t& seen,
+                            const SamplingParams& sampling = {.temperature = 0}) {
     EngineOptions options;
     options.cache_tokens = 1024;
     options.cache_type = ops.compute_dtype();
@@ -24,7 +26,8 @@ std::vector<Sample> answers(const LoadedModel& loaded, Ops& ops, bool watched, b
     for (const int32_t start : {1, 5, 9}) {
         Request request;
         request.prompt = {start, 3, 7, start};
-        request.sampling.temperature = 0;
+        request.sampling = sampling;
+        request.top_logprobs = 0;
         request.max_new_tokens = 10 + start;
         if (watched) request.on_logits = [&](std::span<const float>) { ++seen; };
         (void)engine.add(std::move(request));
@@ -46,17 +49,86 @@ TEST(RecordedSteps, SayWhatStepsOneByOneSay) {
                 if (fixture_folder(fixture).empty()) continue;
                 SCOPED_TRACE(fixture + (bf16 ? " bf16" : " f32"));
                 const LoadedModel loaded = load_model(fixture_folder(fixture), *ops, {});
-                int64_t seen = 0;
-                const std::vector<Sample> recorded = answers(loaded, *ops, false, deterministic, seen),
-                                          plain = answers(loaded, *ops, true, deterministic, seen);
-                EXPECT_EQ(seen, std::ssize(plain));
-                ASSERT_EQ(recorded.size(), plain.size());
-                for (size_t i = 0; i < plain.size(); ++i) {
-                    EXPECT_EQ(recorded[i].token, plain[i].token);
-                    EXPECT_NEAR(recorded[i].logprob, plain[i].logprob, 1e-4);
+                for (const SamplingParams& sampling :
+                     {SamplingParams{.temperature = 0}, {.temperature = 0.8, .top_p = 0.9, .repetition_penalty = 1.1}}) {
+                    int64_t seen = 0;
+                    const std::vector<Sample> recorded = answers(loaded, *ops, false, deterministic, seen, sampling),
+                                              plain = answers(loaded, *ops, true, deterministic, seen, sampling);
+                    EXPECT_EQ(seen, std::ssize(plain));
+                    ASSERT_EQ(recorded.size(), plain.size());
+                    for (size_t i = 0; i < plain.size(); ++i) {
+                        EXPECT_EQ(recorded[i].token, plain[i].token);
+                        EXPECT_NEAR(recorded[i].logprob, plain[i].logprob, 1e-4);
+                    }
                 }
             }
         }
+    }
+}
+
+// Rules of every kind, alone and together.
+std::vector<SamplingParams> rules() {
+    std::vector<SamplingParams> all{
+        {.temperature = 1},
+        {.temperature = 0.7},
+        {.temperature = 1, .top_p = 0.9},
+        {.temperature = 0.6, .top_p = 0.95},
+        {.temperature = 1, .top_k = 5},
+        {.temperature = 1, .top_p = 0.5, .top_k = 20},
+        {.temperature = 1.3, .top_p = 0.8, .min_p = 0.02},
+        {.temperature = 1, .min_p = 0.1},
+        {.temperature = 0},
+        {.temperature = 0, .repetition_penalty = 1.3, .frequency_penalty = 0.5, .presence_penalty = 0.2},
+        {.temperature = 1, .top_p = 0.95, .top_k = 40, .min_p = 0.01, .repetition_penalty = 1.1, .presence_penalty = 0.3},
+        {.temperature = 5, .top_p = 0.999},
+        {.temperature = 1, .top_p = 1e-6},
+        {.temperature = 2, .top_k = 1},
+    };
+    all[2].logit_bias = {{3, 5.0F}, {7, -100.0F}, {3, 1.0F}};
+    for (size_t i = 0; i < all.size(); ++i) all[i].seed = 11 * i;
+    return all;
+}
+
+TEST(RecordedSteps, TokensDrawnOnTheDeviceAreThoseTheHostDraws) {
+    const std::unique_ptr<Ops> ops = open_gpu(false, false);
+    if (ops == nullptr) GTEST_SKIP() << "no GPU";
+    auto& recorder = dynamic_cast<StepRecorder&>(*ops);
+    const std::vector<SamplingParams> params = rules();
+    const auto n = std::ssize(params);
+    Rng rng(5);
+    for (const int64_t vocab : {37, 1024, 5003, 102400, 129280}) {
+        Arena arena("numbers", [&](int64_t bytes) { return ops->allocate(bytes); });
+        std::vector<float> numbers(static_cast<size_t>(n * vocab));
+        for (float& z : numbers) z = static_cast<float>(3 * rng.normal());
+        for (int64_t i = 4 * vocab; i < 6 * vocab; ++i) numbers[static_cast<size_t>(i)] = static_cast<float>(i % 7);  // ties
+        std::vector<int32_t> history;
+        for (int i = 0; i < 50; ++i) history.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+        TokenMask thirds(vocab, false);
+        for (int32_t id = 0; id < vocab; id += 3) thirds.allow(id);
+        std::vector<TokenQuery> queries;
+        for (size_t i = 0; i < params.size(); ++i) {
+            queries.push_back({&params[i], {history, 20}, i, 100 + i, {}});
+            if (i % 4 == 3) queries.back().allowed = thirds.words();
+        }
+        const Tensor logits = arena.allocate(DType::kF32, {n, vocab}), index = arena.allocate(DType::kI32, {n});
+        ops->write(logits, numbers.data());
+        recorder.sample(index, logits, queries);
+        std::vector<int32_t> drawn(params.size());
+        ops->read_back(drawn.data(), index);
+        for (size_t i = 0; i < params.size(); ++i) {
+            const TokenQuery& query = queries[i];
+            const auto row = std::span(numbers).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
+            EXPECT_EQ(drawn[i], sample(row, params[i], query.history, query.stream, query.step, vocab,
+                                       query.allowed.empty() ? TokenMask() : thirds))
+                << "rule " << i << ", vocabulary " << vocab;
+        }
+        numbers[1] = std::numeric_limits<float>::quiet_NaN();
+        std::fill_n(numbers.begin() + vocab, vocab, -std::numeric_limits<float>::infinity());
+        ops->write(logits, numbers.data());
+        recorder.sample(index, logits, queries);
+        ops->read_back(drawn.data(), index);
+        EXPECT_EQ(drawn[0], -1);
+        EXPECT_EQ(drawn[1], -1);
     }
 }
 

@@ -12,13 +12,14 @@
 namespace fathom {
 namespace {
 
-// A device in all that the engine can see: finds the largest logit itself and could record steps.
+// A device in all that the engine can see: samples itself and could record steps.
 class Recording final : public CpuOps, public StepRecorder {
 public:
     using CpuOps::CpuOps;
     int64_t recorded = 0;
     int64_t read = 0;  // numbers brought to the host
     int64_t rows = 0;  // of the last answer
+    int64_t drawn = 0;
 
     void repeat(std::span<const int64_t>, const std::function<void()>& ops) override {
         ++recorded;
@@ -31,6 +32,24 @@ public:
         for (int64_t i = 0; i < logits.dim(0); ++i) {
             const float* const row = logits.slice(0, i, i + 1).as<float>();
             index.as<int32_t>()[i] = static_cast<int32_t>(std::max_element(row, row + logits.dim(1)) - row);
+        }
+    }
+    void sample(const Tensor& index, const Tensor& logits, std::span<const TokenQuery> queries) override {
+        rows = logits.dim(0);
+        ++drawn;
+        for (int64_t i = 0; i < rows; ++i) {
+            const TokenQuery& query = queries[static_cast<size_t>(i)];
+            const std::span row(logits.slice(0, i, i + 1).as<float>(), static_cast<size_t>(logits.dim(1)));
+            TokenMask mask;
+            if (!query.allowed.empty()) {
+                mask = TokenMask(logits.dim(1), false);
+                for (int32_t id = 0; id < logits.dim(1); ++id)
+                    if ((query.allowed[static_cast<size_t>(id) / 64] >> (id % 64) & 1) != 0) mask.allow(id);
+            }
+            index.as<int32_t>()[i] =
+                std::ranges::any_of(row, [](float z) { return std::isnan(z); })
+                    ? -1
+                    : fathom::sample(row, *query.params, query.history, query.stream, query.step, logits.dim(1), mask);
         }
     }
     void read_back(void* host, const Tensor& device) override {
@@ -106,16 +125,38 @@ TEST_F(EngineDevices, RecordedStepsAreFilledUpToARoundNumberOfRows) {
     }
 }
 
-TEST_F(EngineDevices, SampledAnswersBringTheirLogitsToTheHost) {
+TEST_F(EngineDevices, SampledAnswersStayOnTheDeviceToo) {
     Recording device(run.pool);
     Engine engine(run.model(), device, {.deterministic = true});
-    Request request = EngineRun::greedy_request(prompt, 5);
-    request.sampling.temperature = 1;
+    Request request = EngineRun::greedy_request(prompt, 12);
+    request.sampling = {.temperature = 0.9, .top_p = 0.9, .repetition_penalty = 1.2, .seed = 5};
+    request.min_new_tokens = 12;
+    request.stop_ids = {0, 1, 2, 3};
+    request.bad_words = {{7}, {9, 11}};
     (void)engine.add(request);
     const std::vector<TokenEvent> events = finish(engine);
     EXPECT_EQ(EngineRun::tokens(events), EngineRun::tokens(run.events(request, {.deterministic = true})));
-    EXPECT_EQ(device.recorded, 0);
-    EXPECT_EQ(device.read, 5 * run.model().config().vocab_size);
+    EXPECT_EQ(device.drawn, 12);
+    EXPECT_EQ(device.recorded, 11) << "all but the prompt's";
+    EXPECT_EQ(device.read, 12) << "nothing but the tokens";
+}
+
+TEST_F(EngineDevices, ATokensOwnProbabilityComesFromTheDeviceAndThoseOfOthersFromTheHost) {
+    for (const int64_t alternatives : {0, 3}) {
+        Recording device(run.pool);
+        Engine engine(run.model(), device, {.deterministic = true});
+        Request request = EngineRun::greedy_request(prompt, 5);
+        request.sampling.temperature = 1;
+        request.top_logprobs = alternatives;
+        (void)engine.add(request);
+        const std::vector<TokenEvent> events = finish(engine), expected_events = run.events(request, {.deterministic = true});
+        EXPECT_EQ(EngineRun::tokens(events), EngineRun::tokens(expected_events));
+        for (size_t i = 0; i < events.size(); ++i) {
+            EXPECT_NEAR(events[i].logprob, expected_events[i].logprob, 1e-5);
+            EXPECT_EQ(std::ssize(events[i].top), alternatives);
+        }
+        EXPECT_EQ(device.read, alternatives == 0 ? 2 * 5 : 5 * run.model().config().vocab_size);
+    }
 }
 
 TEST_F(EngineDevices, SeveralThreadsSampleWhatOneSamples) {
