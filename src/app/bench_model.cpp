@@ -33,6 +33,7 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
         loaded_.model = std::make_unique<DeepSeek>(loaded_.config);
         draw_weights(loaded_, options.dtype == "auto" ? "bf16" : options.dtype, ops);
         if (options.agreeing) make_modules_agree(ops);
+        pack_plain(loaded_, ops);
     }
     count_bytes();
 }

@@ -61,6 +61,7 @@ LoadedModel open_model(const ModelOptions& options, Ops& ops) {
     if (!drafts) loaded.config.num_nextn_predict_layers = 0;
     loaded.model = std::make_unique<DeepSeek>(loaded.config);
     draw_weights(loaded, options.dtype == "auto" ? "bf16" : options.dtype, ops);
+    if (options.pack && options.forward_only) pack_plain(loaded, ops);
     return loaded;
 }
 

@@ -18,6 +18,15 @@ namespace {
 constexpr int64_t kPartialNanCheckBytes = 1 << 20;
 constexpr std::string_view kScaleSuffix = "_scale_inv";
 
+// kv_b_proj is multiplied by along both of its sides; of an embedding rows are looked up.
+Weight packed_plain(const std::string& name, const Param& param, Ops& ops, Arena& arena) {
+    const bool stays = !param.is_matrix() || name.ends_with(kBothWays) || name == "model.embed_tokens.weight";
+    if (stays || !ops.sees_host_memory()) return param.weight;
+    const Weight result = ops.pack(param.weight, arena);
+    if (result.codes.data != param.weight.codes.data) done_with_pages(param.weight.codes.data, param.weight.codes.bytes());
+    return result;
+}
+
 // Walks the model's parameters against the files and collects every disagreement before it complains.
 class Loader {
 public:
@@ -73,14 +82,9 @@ private:
         if (options_.pack_plain && param.weight.codes.data == stored.codes.data) param.weight = packed(name, param);
     }
 
-    // kv_b_proj is multiplied by along both of its sides; of an embedding rows are looked up.
     [[nodiscard]] Weight packed(const std::string& name, const Param& param) {
-        const bool stays = !param.is_matrix() || name.ends_with(kBothWays) || name == "model.embed_tokens.weight" ||
-                           (options_.page_experts && name.find(".experts.") != std::string::npos);
-        if (stays || !ops_.sees_host_memory()) return param.weight;
-        const Weight result = ops_.pack(param.weight, *loaded_.weights);
-        if (result.codes.data != param.weight.codes.data) done_with_pages(param.weight.codes.data, param.weight.codes.bytes());
-        return result;
+        const bool paged = options_.page_experts && name.find(".experts.") != std::string::npos;
+        return paged ? param.weight : packed_plain(name, param, ops_, *loaded_.weights);
     }
 
     // Whole numbers in groups, where config.json speaks of them and the files have them for this matrix. A plain tensor of the
@@ -348,6 +352,11 @@ LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const L
         throw error.within(directory.string());
     }
     return loaded;
+}
+
+void pack_plain(LoadedModel& loaded, Ops& ops) {
+    loaded.model->visit(
+        [&](const std::string& name, Param& param) { param.weight = packed_plain(name, param, ops, *loaded.weights); });
 }
 
 void save_model(const std::filesystem::path& directory, DeepSeek& model, Ops& ops, const SaveOptions& options) {

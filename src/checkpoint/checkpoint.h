@@ -64,6 +64,9 @@ struct LoadedModel {
 // with one list of all missing, unexpected and misshapen tensors, or naming a tensor that holds NaN.
 [[nodiscard]] LoadedModel load_model(const std::filesystem::path& directory, Ops& ops, const LoadOptions& options);
 
+// What LoadOptions::pack_plain does, for a model whose weights came from elsewhere.
+void pack_plain(LoadedModel& loaded, Ops& ops);
+
 struct SaveOptions {
     std::filesystem::path
         tokenizer;             // a folder whose tokenizer files (and generation_config.json) are copied along; empty: none

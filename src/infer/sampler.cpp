@@ -61,32 +61,60 @@ double sum_of_exp(size_t count, const Load& load) {
     return sum;
 }
 
-// The largest logit. What cannot be compared shows here.
-float check_logits(std::span<const float> logits) {
-    constexpr float kNone = -std::numeric_limits<float>::infinity();
-    Floats highest = Floats{} + kNone;
-    Ints nan{};
+// In ascending order, those below `count`.
+template <class Visit>
+void for_each_allowed(const TokenMask& mask, size_t count, const Visit& visit) {
+    for (size_t word = 0; word < mask.words().size(); ++word) {
+        for (uint64_t bits = mask.words()[word]; bits != 0; bits &= bits - 1) {
+            const size_t id = word * 64 + static_cast<size_t>(std::countr_zero(bits));
+            if (id < count) visit(static_cast<int32_t>(id));
+        }
+    }
+}
+
+// The largest, -inf of none. A lane of `nan` becomes -1 where one of its numbers is none.
+float maximum(std::span<const float> logits, Ints& nan) {
+    Floats highest = Floats{} - std::numeric_limits<float>::infinity();
     size_t i = 0;
     for (; i + kLanes <= logits.size(); i += kLanes) {
         const Floats lanes = load_lanes([&](size_t at) { return logits[at]; }, i);
         highest = lanes > highest ? lanes : highest;
         nan |= lanes != lanes;
     }
-    float most = kNone;
+    for (size_t lane = 0; i < logits.size(); ++i, ++lane) {  // fewer than a vector's
+        highest[lane] = std::max(highest[lane], logits[i]);
+        if (std::isnan(logits[i])) nan[lane] = -1;
+    }
+    float most = highest[0];
+    for (size_t lane = 1; lane < kLanes; ++lane) most = std::max(most, highest[lane]);
+    return most;
+}
+
+// The largest logit.
+float check_logits(std::span<const float> logits) {
+    Ints nan{};
+    const float most = maximum(logits, nan);
     bool any_nan = false;
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-        most = std::max(most, highest[lane]);
-        any_nan |= nan[lane] != 0;
-    }
-    for (; i < logits.size(); ++i) {
-        most = std::max(most, logits[i]);
-        any_nan |= logits[i] != logits[i];
-    }
+    for (size_t lane = 0; lane < kLanes; ++lane) any_nan |= nan[lane] != 0;
     if (any_nan || !std::isfinite(most)) {
         throw Error(ErrorKind::kInput,
                     "the model computed NaN or infinite logits: its weights are damaged, or overflow this arithmetic");
     }
     return most;
+}
+
+// The id of the largest, the lowest among equals; -1: none is allowed. None is NaN.
+int32_t largest(std::span<const float> logits, const TokenMask& mask) {
+    if (mask.empty()) {
+        Ints nan{};
+        const auto found = std::ranges::find(logits, maximum(logits, nan));
+        return found == logits.end() ? -1 : static_cast<int32_t>(found - logits.begin());
+    }
+    int32_t best = -1;
+    for_each_allowed(mask, logits.size(), [&](int32_t id) {
+        if (best < 0 || logits[static_cast<size_t>(id)] > logits[static_cast<size_t>(best)]) best = id;
+    });
+    return best;
 }
 
 // log sum exp of all logits.
@@ -100,58 +128,53 @@ float logprob_of(std::span<const float> logits, int32_t id, double normalizer) {
 }
 
 // In the thread's own memory, valid until its next call: a new megabyte for every token of a large vocabulary costs more than
-// filling it.
-std::vector<Candidate>& allowed_candidates(std::span<const float> logits, const TokenMask& mask) {
+// filling it. Those for which `keep(candidate)`, which may change it, is true.
+template <class Keep>
+std::vector<Candidate>& candidates_of(std::span<const float> logits, const TokenMask& mask, const Keep& keep) {
     thread_local std::vector<Candidate> candidates;
-    candidates.clear();
+    candidates.resize(logits.size());
+    size_t count = 0;
+    const auto add = [&](int32_t id) {
+        Candidate& candidate = candidates[count] = {logits[static_cast<size_t>(id)], id};
+        count += keep(candidate) ? 1 : 0;
+    };
     if (mask.empty()) {
-        candidates.resize(logits.size());
-        for (size_t i = 0; i < logits.size(); ++i) candidates[i] = {logits[i], static_cast<int32_t>(i)};
-        return candidates;
+        for (size_t i = 0; i < logits.size(); ++i) add(static_cast<int32_t>(i));
+    } else {
+        for_each_allowed(mask, logits.size(), add);
     }
-    for (size_t word = 0; word < mask.words().size(); ++word) {
-        for (uint64_t bits = mask.words()[word]; bits != 0; bits &= bits - 1) {
-            const size_t id = word * 64 + static_cast<size_t>(std::countr_zero(bits));
-            if (id < logits.size()) candidates.push_back({logits[id], static_cast<int32_t>(id)});
-        }
-    }
+    candidates.resize(count);
     return candidates;
 }
 
-void penalize(std::span<Candidate> candidates, const SamplingParams& params, const SampleHistory& history) {
-    // Candidates stand in ascending order of their ids; a mask leaves gaps.
-    const auto find = [&](int32_t id) -> Candidate* {
-        if (id >= 0 && static_cast<size_t>(id) < candidates.size() && candidates[static_cast<size_t>(id)].id == id) {
-            return &candidates[static_cast<size_t>(id)];
-        }
-        const auto found = std::ranges::lower_bound(candidates, id, {}, &Candidate::id);
-        return found != candidates.end() && found->id == id ? &*found : nullptr;
-    };
+// Biases and penalties added to a copy of the logits, which lies in the thread's own memory until its next call.
+std::span<const float> penalized(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history) {
+    thread_local std::vector<float> changed;
+    changed.assign(logits.begin(), logits.end());
+    const auto known = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < changed.size(); };
     for (const auto& [id, bias] : params.logit_bias) {
-        if (Candidate* candidate = find(id)) candidate->logit += bias;
+        if (known(id)) changed[static_cast<size_t>(id)] += bias;
     }
-    if (!params.penalizes()) return;
+    if (!params.penalizes()) return changed;
     // By id: 0, or 1 and how often the answer holds it. Only what was counted is cleared again.
-    thread_local std::vector<int32_t> uses;
-    std::vector<int32_t> said;
-    const auto last = static_cast<size_t>(candidates.back().id);
-    if (uses.size() <= last) uses.resize(last + 1);
+    thread_local std::vector<int32_t> uses, said;
+    if (uses.size() < changed.size()) uses.resize(changed.size());
+    said.clear();
     for (size_t i = 0; i < history.tokens.size(); ++i) {
         const int32_t id = history.tokens[i];
-        if (static_cast<size_t>(id) > last) continue;  // no candidate
+        if (!known(id)) continue;
         int32_t& count = uses[static_cast<size_t>(id)];
         if (count == 0) count = 1, said.push_back(id);
         count += static_cast<int64_t>(i) >= history.prompt_length ? 1 : 0;
     }
     for (const int32_t id : said) {
         const int32_t count = std::exchange(uses[static_cast<size_t>(id)], 0) - 1;
-        Candidate* const candidate = find(id);
-        if (candidate == nullptr) continue;
-        double logit = static_cast<double>(candidate->logit);
+        double logit = static_cast<double>(changed[static_cast<size_t>(id)]);
         logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
         logit -= params.frequency_penalty * static_cast<double>(count) + (count > 0 ? params.presence_penalty : 0);
-        candidate->logit = static_cast<float>(logit);
+        changed[static_cast<size_t>(id)] = static_cast<float>(logit);
     }
+    return changed;
 }
 
 void keep_top_k(std::vector<Candidate>& candidates, int64_t k) {
@@ -221,35 +244,31 @@ int32_t draw(std::span<const Candidate> candidates, const Candidate& best, const
 int32_t sample(std::span<const float> logits, const SamplingParams& params, const SampleHistory& history, uint64_t stream,
                uint64_t step, int64_t vocab_limit, const TokenMask& mask) {
     (void)check_logits(logits);
-    const auto known = logits.first(std::min(logits.size(), static_cast<size_t>(vocab_limit)));
-    if (params.temperature == 0 && mask.empty() && params.as_given() && !known.empty()) {
-        return static_cast<int32_t>(std::ranges::max_element(known) - known.begin());
-    }
-    std::vector<Candidate>& candidates = allowed_candidates(known, mask);
-    if (candidates.empty())
+    auto known = logits.first(std::min(logits.size(), static_cast<size_t>(vocab_limit)));
+    if (!params.as_given()) known = penalized(known, params, history);
+    const int32_t best = largest(known, mask);
+    if (best < 0) {
         throw Error(ErrorKind::kInput, "no token is allowed to follow: the rules of this request exclude them all");
-    penalize(candidates, params, history);
-    Candidate best = candidates.front();  // ids ascend: the first of equals
-    for (const Candidate& c : candidates) best = c.logit > best.logit ? c : best;
-    if (params.temperature == 0) return best.id;
+    }
+    if (params.temperature == 0) return best;
 
-    for (Candidate& c : candidates) {  // the best is 0 from here on
-        c.logit = static_cast<float>(static_cast<double>(c.logit - best.logit) / params.temperature);
-    }
-    if (params.min_p > 0) {
-        const auto least = static_cast<float>(std::log(params.min_p));
-        std::erase_if(candidates, [&](const Candidate& c) { return c.logit < least; });
-    }
+    // The best is 0 from here on.
+    const float most = known[static_cast<size_t>(best)];
+    const float least = params.min_p > 0 ? static_cast<float>(std::log(params.min_p)) : -std::numeric_limits<float>::infinity();
+    std::vector<Candidate>& candidates = candidates_of(known, mask, [&](Candidate& c) {
+        c.logit = static_cast<float>(static_cast<double>(c.logit - most) / params.temperature);
+        return c.logit >= least;
+    });
     keep_top_k(candidates, params.top_k);
     keep_top_p(candidates, params.top_p);
 
-    return draw(candidates, {0, best.id}, Philox{params.seed, stream}, step);
+    return draw(candidates, {0, best}, Philox{params.seed, stream}, step);
 }
 
 TokenLogprobs token_logprobs(std::span<const float> logits, int32_t token, int64_t count) {
     const double normalizer = log_normalizer(logits);
     TokenLogprobs result{logprob_of(logits, token, normalizer), {}};
-    std::vector<Candidate>& best = allowed_candidates(logits, {});
+    std::vector<Candidate>& best = candidates_of(logits, {}, [](const Candidate&) { return true; });
     const auto kept = best.begin() + std::min<ptrdiff_t>(count, std::ssize(best));
     std::partial_sort(best.begin(), kept, best.end(), better);
     for (auto c = best.begin(); c != kept; ++c) result.top.push_back({c->id, logprob_of(logits, c->id, normalizer)});

@@ -61,12 +61,12 @@ def check_openai():
     if any_json.choices[0].finish_reason == "stop":
         json.loads(any_json.choices[0].message.content)
     tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {"utc": {"type": "boolean"}}, "required": ["utc"], "additionalProperties": False}}}
-    called = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[tool], tool_choice={"type": "function", "function": {"name": "now"}}, max_tokens=200)
+    called = client.chat.completions.create(model=MODEL, messages=HELLO, tools=[tool], tool_choice={"type": "function", "function": {"name": "now"}}, max_tokens=200, seed=4)
     check(isinstance(json.loads(called.choices[0].message.tool_calls[0].function.arguments)["utc"], bool), "a named tool")
 
-    response = client.responses.create(model=MODEL, input="Once upon a time", max_output_tokens=8)
+    response = client.responses.create(model=MODEL, input="Once upon a time", max_output_tokens=8, temperature=0)
     check(response.output_text and response.status in ("completed", "incomplete"), "responses")
-    with client.responses.stream(model=MODEL, input="Once upon a time", max_output_tokens=8) as stream:
+    with client.responses.stream(model=MODEL, input="Once upon a time", max_output_tokens=8, temperature=0) as stream:
         kinds = [event.type for event in stream]
     check(kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), "responses, streamed")
 
@@ -94,9 +94,9 @@ def check_anthropic():
     import anthropic
 
     client = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
-    message = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO)
+    message = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, temperature=0)
     check(message.role == "assistant" and message.stop_reason in ("end_turn", "max_tokens") and message.usage.output_tokens <= 8, "messages")
-    with client.messages.stream(model=MODEL, max_tokens=8, system="A story.", messages=HELLO) as stream:
+    with client.messages.stream(model=MODEL, max_tokens=8, system="A story.", messages=HELLO, temperature=0) as stream:
         text = "".join(stream.text_stream)
         check(stream.get_final_message().content[0].text == text, "messages, streamed")
     check(client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens > 0, "count_tokens")
@@ -168,7 +168,7 @@ def check_langchain_deepseek():
     pieces = list(chat.stream("Once upon a time"))
     check("".join(piece.content for piece in pieces) == whole.content, "ChatDeepSeek.stream")
     check(asyncio.run(chat.ainvoke("Once upon a time")).content == whole.content, "ChatDeepSeek.ainvoke")
-    beta = ChatDeepSeek(model="deepseek-chat", api_base=BASE + "/beta", api_key="none", max_tokens=200, temperature=1.2, max_retries=0)
+    beta = ChatDeepSeek(model="deepseek-chat", api_base=BASE + "/beta", api_key="none", max_tokens=200, temperature=1.2, seed=4, max_retries=0)
     called = beta.bind_tools([now], tool_choice="now", strict=True).invoke("What time is it?")
     check(called.tool_calls[0]["name"] == "now" and isinstance(called.tool_calls[0]["args"]["utc"], bool), "strict tools under /beta")
 

@@ -49,6 +49,49 @@ TEST(Sampler, TemperatureZeroTakesTheLargestAndTheLowestIdAmongEquals) {
     }
 }
 
+// Greedy answers go by whole vectors; this goes one by one.
+int32_t plain_greedy(std::vector<float> logits, const SamplingParams& params, const SampleHistory& history,
+                     const TokenMask& mask) {
+    for (const auto& [id, bias] : params.logit_bias) logits[static_cast<size_t>(id)] += bias;
+    int32_t best = -1;
+    for (int32_t id = 0; id < std::ssize(logits); ++id) {
+        float& logit = logits[static_cast<size_t>(id)];
+        const auto answer = history.tokens.subspan(static_cast<size_t>(history.prompt_length));
+        const auto count = static_cast<double>(std::ranges::count(answer, id));
+        double x = static_cast<double>(logit);
+        if (std::ranges::count(history.tokens, id) > 0)
+            x = x > 0 ? x / params.repetition_penalty : x * params.repetition_penalty;
+        x -= params.frequency_penalty * count + (count > 0 ? params.presence_penalty : 0);
+        logit = static_cast<float>(x);
+        const bool allowed = mask.empty() || mask.allows(id);
+        if (allowed && (best < 0 || logit > logits[static_cast<size_t>(best)])) best = id;
+    }
+    return best;
+}
+
+TEST(Sampler, GreedyAnswersWithPenaltiesAreThoseOfAPlainLoop) {
+    Rng rng(5);
+    for (int round = 0; round < 2000; ++round) {
+        const int64_t vocab = 1 + rng.below(37);
+        const auto id = [&] { return static_cast<int32_t>(rng.below(vocab)); };
+        std::vector<float> logits(static_cast<size_t>(vocab));
+        for (float& logit : logits) logit = static_cast<float>(rng.below(9)) - 4;  // many are equal
+        std::vector<int32_t> said(static_cast<size_t>(rng.below(12)));
+        for (int32_t& token : said) token = id();
+        const SampleHistory history{said, rng.below(std::ssize(said) + 1)};
+        SamplingParams params{.temperature = 0};
+        if (rng.below(2) == 0) params.repetition_penalty = 1.5;
+        if (rng.below(2) == 0) params.frequency_penalty = 0.5, params.presence_penalty = -1;
+        if (rng.below(2) == 0) params.logit_bias = {{id(), 2.0F}, {id(), -3.0F}};
+        TokenMask mask;
+        if (rng.below(2) == 0) {
+            mask = TokenMask(vocab, false);
+            for (int64_t i = 0; i <= vocab / 2; ++i) mask.allow(id());
+        }
+        EXPECT_EQ(sample(logits, params, history, 0, 0, vocab, mask), plain_greedy(logits, params, history, mask)) << round;
+    }
+}
+
 TEST(Sampler, DefaultsFollowTheModelsDistribution) { expect_shares(frequencies({0, 1, 2, -1}, {}), softmax({0, 1, 2, -1})); }
 
 TEST(Sampler, TemperatureDividesTheLogits) {
