@@ -9,7 +9,9 @@ bin=$1
 config=${2:-bench/configs/v2-lite.json}
 device=${FATHOM_SERVE_DEVICE:-cuda} clients=${FATHOM_SERVE_CLIENTS:-128} input=${FATHOM_SERVE_INPUT:-512} output=${FATHOM_SERVE_OUTPUT:-128}
 read -ra extra <<<"${FATHOM_SERVE_OPTIONS:-}"
-waves=${FATHOM_SERVE_WAVES:-4} seconds=${FATHOM_SERVE_SECONDS:-25}
+# Waves: requests a client. The first fills the batch and the last empties it: of 4 that costs 0.5 % with steps of 8192 rows and 8 % with
+# 640 (bench/serve_schedule.py). FATHOM_SERVE_RAW: the raw run's JSON that another run has left at its FATHOM_SERVE_KEEP_RAW.
+waves=${FATHOM_SERVE_WAVES:-12} seconds=${FATHOM_SERVE_SECONDS:-25}
 work=$(mktemp -d)
 server=
 trap '[[ -z $server ]] || kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
@@ -19,8 +21,13 @@ common=(--device "$device")
 weights=(--random-config "$config" --dtype bf16 --cache-type bf16)
 
 began=$SECONDS
-"$bin/fathom" "${common[@]}" --quiet bench decode "${weights[@]}" --batch "$clients" --depth "$input" --max-new-tokens $((output / 2 - 2)) \
-    --repetitions 2 --json >"$work/raw.json"
+if [[ -n ${FATHOM_SERVE_RAW:-} ]]; then
+    cp "$FATHOM_SERVE_RAW" "$work/raw.json"
+else
+    "$bin/fathom" "${common[@]}" --quiet bench decode "${weights[@]}" --batch "$clients" --depth "$input" \
+        --max-new-tokens $((output / 2 - 2)) --repetitions 2 --json >"$work/raw.json"
+fi
+[[ -z ${FATHOM_SERVE_KEEP_RAW:-} ]] || cp "$work/raw.json" "$FATHOM_SERVE_KEEP_RAW"
 echo "raw decode done after $((SECONDS - began)) s" >&2
 
 "$bin/fathom" "${common[@]}" serve "${weights[@]}" --tokenizer models/stories --port 0 --no-log-requests --repetition-penalty 1 --max-num-seqs "$clients" \

@@ -175,7 +175,8 @@ def throughput(fathom, model, server, rounds):
     ratio = percentile([a / b for a, b in zip(rates["served"], rates["raw"])], 0.5)
     return {**middle, "ratio": ratio, "bound": 0.85, "ratio_sampled": middle["served_sampled"] / middle["raw"],
             "raw_batch_32_over_1": middle["raw"] / middle["raw_batch_1"], "bound_batch": 3.0, "rounds": rates,
-            "cpu_us_per_token": {name: 1e6 * percentile(values, 0.5) for name, values in cpu.items()}}
+            "cpu_us_per_token": {name: 1e6 * percentile(values, 0.5) for name, values in cpu.items()},
+            "cpu_us_per_token_rounds": {name: [1e6 * value for value in values] for name, values in cpu.items()}}
 
 
 def main():

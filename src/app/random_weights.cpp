@@ -98,7 +98,7 @@ private:
             if (in_codes) scales += kAlignment + param.size() / 16;
         });
         const bool host = ops_.sees_host_memory();
-        const Arena::Grow grow = [this](int64_t size) { return ops_.allocate(size); };
+        const Arena::Grow grow = [&ops = ops_](int64_t size) { return ops.allocate(size); };  // outlives this
         loaded_.weights = std::make_unique<Arena>("weights", grow, host ? kUsual : bytes);
         loaded_.scales = std::make_unique<Arena>("scales", grow, host ? kUsual : std::max(scales, kAlignment));
     }

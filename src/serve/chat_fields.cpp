@@ -1,6 +1,7 @@
 // Conversations as clients send them.
 #include <fmt/format.h>
 #include <algorithm>
+#include <array>
 
 #include "base/error.h"
 #include "serve/request_fields.h"
@@ -47,7 +48,12 @@ ChatMessage read_message(const Json& json, const std::string& name) {
 // DeepSeek's thinking.type, vLLM's chat_template_kwargs, and OpenAI's reasoning_effort.
 std::optional<bool> read_thinking(Fields& fields) {
     std::optional<bool> thinking;
-    if (const auto effort = fields.string("reasoning_effort")) thinking = *effort != "none";
+    if (const auto effort = fields.string("reasoning_effort")) {
+        constexpr std::array kEfforts{"none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"};
+        if (std::ranges::find(kEfforts, *effort) == kEfforts.end())
+            fields.fail("reasoning_effort", fmt::format("\"{}\" is none of {}", *effort, fmt::join(kEfforts, ", ")));
+        thinking = *effort != "none";
+    }
     if (auto kwargs = fields.object("chat_template_kwargs")) {
         for (const char* key : {"thinking", "enable_thinking"}) {
             if (const auto wanted = kwargs->boolean(key)) thinking = wanted;

@@ -47,7 +47,8 @@ SamplingParams read_sampling_params(Fields& fields, const SamplingParams& defaul
 
 void read_vocabulary_rules(Fields& fields, const ServedModel& model, Request& request) {
     const std::vector<int32_t> allowed = fields.token_ids("allowed_token_ids");
-    if (!allowed.empty()) {
+    if (fields.find("allowed_token_ids") != nullptr) {
+        if (allowed.empty()) fields.fail("allowed_token_ids", "must hold at least one id");
         request.allowed = TokenMask(model.tokenizer->vocab_size(), false);
         for (const int32_t id : allowed) request.allowed.allow(id);
         for (const int32_t id : request.stop_ids) request.allowed.allow(id);
@@ -73,6 +74,8 @@ Request read_sampling(Fields& fields, const ServedModel& model, int64_t default_
     const auto old_limit = fields.integer("max_tokens", 0), new_limit = fields.integer("max_completion_tokens", 0);
     request.max_new_tokens = new_limit.value_or(old_limit.value_or(default_max_tokens));
     request.min_new_tokens = fields.integer("min_tokens", 0).value_or(0);
+    if (request.min_new_tokens > request.max_new_tokens)
+        fields.fail("min_tokens", fmt::format("must be at most max_tokens, {}", request.max_new_tokens));
     if (!fields.flag("ignore_eos")) request.stop_ids = model.stop_ids;
     const std::vector<int32_t> more = fields.token_ids("stop_token_ids");
     request.stop_ids.insert(request.stop_ids.end(), more.begin(), more.end());

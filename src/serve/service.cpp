@@ -283,7 +283,12 @@ void Service::detokenize(const std::shared_ptr<HttpExchange>& exchange) {
     const Json body = parse_body(exchange->request().body);
     Fields fields(body);
     (void)fields.require("tokens");
-    const std::string text = replace_invalid_utf8(model_.tokenizer->decode(fields.token_ids("tokens")));
+    const std::vector<int32_t> ids = fields.token_ids("tokens");
+    const int64_t known = model_.tokenizer->vocab_size();
+    const auto unknown = std::ranges::find_if(ids, [&](int32_t id) { return id >= known; });
+    if (unknown != ids.end())
+        fields.fail("tokens", fmt::format("{} is no id of this tokenizer, which has {}", *unknown, known));
+    const std::string text = replace_invalid_utf8(model_.tokenizer->decode(ids));
     reply_json(exchange, {{"prompt", text}, {"content", text}});
 }
 

@@ -32,7 +32,11 @@ Grammar arguments_of(const Tool& tool) {
     Json schema = tool.parameters;
     if (schema.empty()) return any_json_object();
     if (!schema.contains("type")) schema["type"] = "object";
-    return parse_json_schema(schema);
+    try {
+        return parse_json_schema(schema);
+    } catch (const Error& error) {
+        throw error.within(fmt::format("the parameters of \"{}\"", tool.name));
+    }
 }
 
 // Control tokens that write a tool call.
@@ -99,84 +103,94 @@ std::optional<StructuredOutput> tool_output(Fields& fields, const ServedModel& m
         if (!must) return std::nullopt;
         if (tools.size() > 1) fields.fail("tool_choice", "this model has no way to choose among tools: name one");
         return StructuredOutput{
-            model.grammars->get("arguments\n" + tools_key(tools), [&] { return arguments_of(tools.front()); }), std::nullopt,
-            tools.front().name};
+            model.grammars->get("tools", "arguments\n" + tools_key(tools), [&] { return arguments_of(tools.front()); }),
+            std::nullopt, tools.front().name};
     }
     const int64_t more_calls = fields.boolean("parallel_tool_calls").value_or(true) ? 32 : 0;
     const std::string key =
         fmt::format("calls {} {} {}\n{}", must, static_cast<int>(model.style()), more_calls, tools_key(tools));
     const auto grammar =
-        model.grammars->get(key, [&] { return calls_grammar(tools, *tokens, model.style(), !must, more_calls); });
+        model.grammars->get("tools", key, [&] { return calls_grammar(tools, *tokens, model.style(), !must, more_calls); });
     if (!must) return StructuredOutput{grammar, tokens->calls_begin, {}};
     return StructuredOutput{grammar, std::nullopt, {}};
 }
 
 using Compiled = std::shared_ptr<TokenGrammar>;
 
-Compiled schema_grammar(const Json& schema, const ServedModel& model) {
-    return model.grammars->get("schema\n" + dump(schema), [&] { return parse_json_schema(schema); });
+// `field`: of the request, whose fault it is when this cannot be compiled.
+Compiled schema_grammar(const std::string& field, const Json& schema, const ServedModel& model) {
+    return model.grammars->get(field, "schema\n" + dump(schema), [&] { return parse_json_schema(schema); });
 }
-Compiled regex_grammar(const std::string& regex, const ServedModel& model) {
-    return model.grammars->get("regex\n" + regex, [&] { return Grammar{parse_regex(regex)}; });
+Compiled regex_grammar(const std::string& field, const std::string& regex, const ServedModel& model) {
+    return model.grammars->get(field, "regex\n" + regex, [&] { return Grammar{parse_regex(regex)}; });
 }
-Compiled gbnf_grammar(const std::string& text, const ServedModel& model) {
-    return model.grammars->get("gbnf\n" + text, [&] { return parse_gbnf(text); });
+Compiled gbnf_grammar(const std::string& field, const std::string& text, const ServedModel& model) {
+    return model.grammars->get(field, "gbnf\n" + text, [&] { return parse_gbnf(text); });
 }
-Compiled choice_grammar(const std::vector<std::string>& texts, const ServedModel& model) {
+Compiled choice_grammar(const std::string& field, const std::vector<std::string>& texts, const ServedModel& model) {
     std::string key = "choice";
     for (const std::string& text : texts) key += "\n" + dump(Json(text));
-    return model.grammars->get(key, [&] {
+    return model.grammars->get(field, key, [&] {
         std::vector<E> parts;
         for (const std::string& text : texts) parts.push_back(E::literal(text));
         return Grammar{E::choice(std::move(parts))};
     });
 }
 Compiled json_grammar(const ServedModel& model) {
-    return model.grammars->get("json object", [] { return any_json_object(); });
+    return model.grammars->get("response_format", "json object", [] { return any_json_object(); });
 }
 
 // A schema may come as JSON or as its text.
-Compiled schema_field(Fields& fields, const char* key, const ServedModel& model) {
+Compiled schema_field(Fields& fields, const std::string& key, const std::string& field, const ServedModel& model) {
     const Json& given = fields.require(key);
-    if (!given.is_string()) return schema_grammar(given, model);
+    if (!given.is_string()) return schema_grammar(field, given, model);
     const Json parsed = Json::parse(given.get<std::string>(), nullptr, false);
     if (parsed.is_discarded()) fields.fail(key, "this text is no JSON");
-    return schema_grammar(parsed, model);
+    return schema_grammar(field, parsed, model);
 }
 
-Compiled read_format(Fields format, const ServedModel& model) {
+Compiled read_format(Fields format, const std::string& field, const ServedModel& model) {
     const std::string type = format.required_string("type");
     if (type == "text") return nullptr;
     if (type == "json_object") {
-        if (const Json* schema = format.find("schema")) return schema_grammar(*schema, model);
+        if (const Json* schema = format.find("schema")) return schema_grammar(field, *schema, model);
         return json_grammar(model);
     }
     if (type != "json_schema") format.fail("type", fmt::format("\"{}\" is none of text, json_object, json_schema", type));
     auto nested = format.object("json_schema");  // chat completions; the Responses API has the fields in the format itself
-    return schema_field(nested ? *nested : format, "schema", model);
+    return schema_field(nested ? *nested : format, "schema", field, model);
 }
 
 // vLLM's words, with and without guided_ in front.
 Compiled read_guided(Fields& fields, const std::string& prefix, const ServedModel& model) {
     const std::string json = prefix + "json", regex = prefix + "regex", choice = prefix + "choice",
                       grammar = prefix + "grammar";
-    if (const auto text = fields.string(regex)) return regex_grammar(*text, model);
-    if (const auto texts = fields.strings(choice); !texts.empty()) return choice_grammar(texts, model);
-    if (const auto text = fields.string(grammar); text && !text->empty()) return gbnf_grammar(*text, model);
-    if (fields.find(json) != nullptr) return schema_field(fields, json.c_str(), model);
-    if (!prefix.empty() || !fields.flag("json_object")) return nullptr;
-    return json_grammar(model);
+    std::string given;
+    for (const std::string& key : {regex, choice, grammar, json}) {
+        const Json* value = fields.find(key);
+        if (value == nullptr || *value == "") continue;
+        if (!given.empty()) fields.fail(key, fmt::format("{} binds the answer already: give one of them", given));
+        given = key;
+    }
+    if (given.empty()) return prefix.empty() && fields.flag("json_object") ? json_grammar(model) : nullptr;
+    const std::string field = fields.name_of(given);
+    if (given == regex) return regex_grammar(field, *fields.string(regex), model);
+    if (given == grammar) return gbnf_grammar(field, *fields.string(grammar), model);
+    if (given == json) return schema_field(fields, json, field, model);
+    const std::vector<std::string> texts = fields.strings(choice);
+    if (texts.empty()) fields.fail(choice, "must hold at least one text");
+    return choice_grammar(field, texts, model);
 }
 
 Compiled read_text_format(Fields& fields, const ServedModel& model) {
-    if (auto format = fields.object("response_format")) return read_format(*format, model);
+    if (auto format = fields.object("response_format")) return read_format(*format, "response_format", model);
     if (auto text = fields.object("text")) {
         auto format = text->object("format");
-        return format ? read_format(*format, model) : nullptr;
+        return format ? read_format(*format, "text.format", model) : nullptr;
     }
     if (auto structured = fields.object("structured_outputs")) return read_guided(*structured, "", model);
     if (auto guided = read_guided(fields, "guided_", model)) return guided;
-    if (const auto text = fields.string("grammar"); text && !text->empty()) return gbnf_grammar(*text, model);
+    if (const auto text = fields.string("grammar"); text && !text->empty()) return gbnf_grammar("grammar", *text, model);
     return nullptr;
 }
 
@@ -209,18 +223,14 @@ std::shared_ptr<TokenGrammar> GrammarCache::add(const std::string& key, const Gr
 }
 
 std::optional<StructuredOutput> read_structured_output(Fields& fields, const ServedModel& model, const ChatRequest* chat) {
-    try {
-        std::optional<StructuredOutput> result;
-        if (chat != nullptr) result = tool_output(fields, model, *chat);
-        auto text = read_text_format(fields, model);
-        if (!result && text) result = StructuredOutput{std::move(text), std::nullopt, {}};
-        if (result && chat != nullptr && chat->thinks(model) && !result->starts_after) {
-            result->starts_after = model.tokenizer->id_of("</think>");
-        }
-        return result;
-    } catch (const Error& error) {
-        throw ApiError(400, error.what(), "response_format", "invalid_grammar");
+    std::optional<StructuredOutput> result;
+    if (chat != nullptr) result = tool_output(fields, model, *chat);
+    auto text = read_text_format(fields, model);
+    if (!result && text) result = StructuredOutput{std::move(text), std::nullopt, {}};
+    if (result && chat != nullptr && chat->thinks(model) && !result->starts_after) {
+        result->starts_after = model.tokenizer->id_of("</think>");
     }
+    return result;
 }
 
 void constrain(const std::optional<StructuredOutput>& structure, const ServedModel& model, std::vector<Request>& requests,

@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "infer/token_grammar.h"
 #include "io/tokenizer.h"
+#include "serve/api_error.h"
 #include "serve/request_fields.h"
 
 namespace fathom {
@@ -21,11 +23,16 @@ class GrammarCache {
 public:
     explicit GrammarCache(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
 
-    // `key` says all about the grammar that `make` returns. Throws what `make` and GrammarAutomaton throw.
+    // `key` says all about the grammar that `make` returns. Throws ApiError with the name of the request's field where it
+    // cannot be compiled.
     template <class Make>
-    [[nodiscard]] std::shared_ptr<TokenGrammar> get(const std::string& key, const Make& make) {
+    [[nodiscard]] std::shared_ptr<TokenGrammar> get(const std::string& field, const std::string& key, const Make& make) {
         if (auto known = find(key)) return known;
-        return add(key, make());
+        try {
+            return add(key, make());
+        } catch (const Error& error) {
+            throw ApiError(400, field + ": " + error.what(), field, "invalid_grammar");
+        }
     }
 
 private:

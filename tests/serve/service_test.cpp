@@ -267,6 +267,22 @@ TEST_F(ServiceTest, ErrorsNameTheField) {
                      {"response_format", {{"type", "json_schema"}, {"json_schema", {{"schema", {{"not", 1}}}}}}}},
                     "/v1/chat/completions"),
               "\"response_format\"");
+    const Json tool{{"type", "function"},
+                    {"function", {{"name", "act"}, {"parameters", {{"properties", {{"a", {{"$ref", "#/b"}}}}}}}}}};
+    EXPECT_EQ(fault({{"messages", {hello}}, {"tools", {tool}}, {"tool_choice", "required"}}, "/v1/chat/completions"),
+              "\"tools\"");
+    EXPECT_EQ(fault({{"messages", {hello}}, {"reasoning_effort", "some"}}, "/v1/chat/completions"), "\"reasoning_effort\"");
+    for (const auto& [field, value] : std::vector<std::pair<const char*, Json>>{{"guided_regex", "("},
+                                                                                {"grammar", "root ::= ("},
+                                                                                {"guided_choice", Json::array()},
+                                                                                {"guided_json", "{"},
+                                                                                {"allowed_token_ids", Json::array()},
+                                                                                {"min_tokens", 13}}) {
+        EXPECT_EQ(fault(with(kStory, {{field, value}}), "/v1/completions"), '"' + std::string(field) + '"');
+    }
+    const Json two{{"structured_outputs", {{"regex", "a"}, {"choice", {"b"}}}}};
+    EXPECT_EQ(fault(with(kStory, two), "/v1/completions"), "\"structured_outputs.choice\"");
+    EXPECT_EQ(fault({{"tokens", {5, 8192}}}, "/detokenize"), "\"tokens\"");
     EXPECT_EQ(served->post("/v1/completions", with(kStory, {{"model", "gpt-9"}})).json()["error"]["code"], "model_not_found");
     EXPECT_EQ(served->ask(http("POST", "/v1/completions", "{\"prompt\": ")).status, 400);
     EXPECT_EQ(served->ask(http("POST", "/v1/completions", std::string(100000, '['))).status, 400);
