@@ -113,10 +113,11 @@ private:
     // FLOP/s of all threads from registers.
     double fma_rate() {
         constexpr int64_t kRounds = 2'000'000;
-        const RooflineKernels loops = choose_isa() == Isa::kAvx512 ? roofline_kernels_avx512() : roofline_kernels_avx2();
-        const double time = seconds_of(
-            [&] { pool_.parallel_for(pool_.size(), 1, [&](int64_t, int64_t, int) { sink_ = loops.multiply_add(kRounds); }); });
-        return static_cast<double>(loops.flops_per_round * kRounds * pool_.size()) / time;
+        const RooflineKernels loops = has_avx512(choose_isa()) ? roofline_kernels_avx512() : roofline_kernels_avx2();
+        const double time = seconds_of([&] {
+            pool_.parallel_for(pool_.size(), 1, [&](int64_t, int64_t, int) { sink_ = loops.multiply_add.run(kRounds); });
+        });
+        return static_cast<double>(loops.multiply_add.operations_per_round * kRounds * pool_.size()) / time;
     }
 
     std::atomic<float> sink_ = 0;

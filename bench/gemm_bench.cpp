@@ -54,10 +54,11 @@ public:
                          }});
     }
     void add_roofs() {
-        const RooflineKernels loops = isa_ == Isa::kAvx512 ? roofline_kernels_avx512() : roofline_kernels_avx2();
-        cases.push_back({"roof: fma", static_cast<double>(loops.flops_per_round) * kFmaRounds * pool_.size(), 0, [this, loops] {
+        const RooflineKernels loops = has_avx512(isa_) ? roofline_kernels_avx512() : roofline_kernels_avx2();
+        cases.push_back({"roof: fma", static_cast<double>(loops.multiply_add.operations_per_round) * kFmaRounds * pool_.size(),
+                         0, [this, loops] {
                              pool_.parallel_for(pool_.size(), 1,
-                                                [&](int64_t, int64_t, int) { sink_ = loops.multiply_add(kFmaRounds); });
+                                                [&](int64_t, int64_t, int) { sink_ = loops.multiply_add.run(kFmaRounds); });
                          }});
         cases.push_back({"roof: read", 0, static_cast<double>(weights_.bytes()), [this, loops] {
                              const auto* const from = static_cast<const float*>(weights_.data());

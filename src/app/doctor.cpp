@@ -108,6 +108,11 @@ void add_bench(std::vector<Fact>& facts, const Globals& globals) {
                      fmt::format("{:.1f} GB/s", roofline.read_bytes_per_second / 1e9), roofline.read_bytes_per_second});
     facts.push_back({"f32 multiply-add", "f32_flops_per_second",
                      fmt::format("{:.0f} GFLOP/s", roofline.f32_flops_per_second / 1e9), roofline.f32_flops_per_second});
+    const auto of_cpus_that_have_it = [&](const char* label, const char* key, double rate) {
+        facts.push_back({label, key, rate > 0 ? fmt::format("{:.0f} Gop/s", rate / 1e9) : "this CPU has none", rate});
+    };
+    of_cpus_that_have_it("bf16 pairs", "bf16_flops_per_second", roofline.bf16_flops_per_second);
+    of_cpus_that_have_it("int8 fours", "int8_ops_per_second", roofline.int8_ops_per_second);
 }
 
 void doctor(bool bench, const Globals& globals) {

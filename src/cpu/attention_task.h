@@ -94,7 +94,7 @@ struct AttentionKernels {
 [[nodiscard]] const AttentionKernels& attention_kernels_vnni();
 [[nodiscard]] bool has_whole_number_attention(const AttentionTask& task);
 [[nodiscard]] inline const AttentionKernels& attention_kernels_of(Isa isa) {
-    return isa == Isa::kAvx512 ? attention_kernels_avx512() : attention_kernels_avx2();
+    return has_avx512(isa) ? attention_kernels_avx512() : attention_kernels_avx2();
 }
 
 }  // namespace fathom

@@ -1,5 +1,7 @@
 #include "cpu/cpu_ops.h"
 
+#include <algorithm>
+
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
@@ -9,7 +11,7 @@ CpuOps::CpuOps(ThreadPool& pool, bool deterministic) : CpuOps(pool, choose_isa()
 
 CpuOps::CpuOps(ThreadPool& pool, Isa isa, bool deterministic)
     : pool_(pool),
-      isa_(isa),
+      isa_(deterministic ? std::min(isa, Isa::kAvx512) : isa),
       deterministic_(deterministic),
       kernels_(kernels_of(isa)),
       scratch_(pool.size()) {}

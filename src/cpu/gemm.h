@@ -1,8 +1,8 @@
 // Dense products C (+)= A B on all threads, many of one shape class at a time.
 //
-// Each element of C is one chain of fused multiply-adds over ascending k (docs/decisions/001): lanes run over the columns of C,
-// a block of k continues from the partial sum stored in C, and no k is ever split. Hence tiles, threads and lane widths are
-// free choices that cannot change a bit.
+// Each element of C is one chain of fused multiply-adds over ascending k (docs/decisions/001), or of products of pairs of bf16
+// (docs/decisions/014): lanes run over the columns of C, a block of k continues from the partial sum stored in C, and no k is
+// ever split. Hence tiles, threads and lane widths are free choices that cannot change a bit.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct GemmMatrix {
     DType dtype = DType::kF32;      // kF32, kBF16, kF16 or kF8E4M3
     int64_t stride = 0;             // elements between stored rows
     bool transposed = false;        // false: stored [k, n]; true: stored [n, k]
-    bool panels = false;            // stored [n / 16, k, 16] (cpu/number_panel.h); stride: between panels; not kF8E4M3
+    bool panels = false;            // stored as cpu/number_panel.h says; stride: between panels; not kF8E4M3
     const float* scales = nullptr;  // kF8E4M3: one factor per 128x128 block of the stored matrix, or none
     int64_t scales_stride = 0;
     int64_t row0 = 0;  // place of stored row 0 in the grid of scales
@@ -55,12 +55,14 @@ struct GemmBlocking {
 // Computes one tile; `scratch` has GemmBlocking::kScratchFloats floats. One function per instruction set.
 void gemm_tile_avx2(const GemmTile& tile, float* scratch);
 void gemm_tile_avx512(const GemmTile& tile, float* scratch);
+void gemm_tile_pairs_avx512(const GemmTile& tile, float* scratch);  // B: panels of bf16
 
 // Cuts products into tiles for `threads` threads, the costliest first. Each tile packs its operands itself, so that threads
 // never wait for each other; the cuts keep that below a few per cent of the work.
 [[nodiscard]] std::vector<GemmTile> plan_gemm(std::span<const GemmProduct> products, int threads);
 
-// Computes all products in one parallel_for. Outputs overlap neither each other nor an input.
+// Computes all products in one parallel_for, those of Isa::kAvx512Bf16 with panels of bf16 in pairs: A is rounded to bf16, and
+// sums take two k at a time. Outputs overlap neither each other nor an input.
 void run_gemm(std::span<const GemmProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch);
 
 }  // namespace fathom

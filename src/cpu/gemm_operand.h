@@ -28,9 +28,10 @@ struct Stored {
 
     explicit Stored(const GemmMatrix& m) : data(static_cast<const T*>(m.data)), matrix(m) {}
     const T* at(int64_t row, int64_t column) const { return data + row * matrix.stride + column; }
-    // B[k, n] of panels.
+    // B[k, n] of panels; bf16: k is even, and B[k + 1, n] stands behind it.
     const T* in_panel(int64_t k, int64_t n) const {
-        return data + n / kPanelColumns * matrix.stride + k * kPanelColumns + n % kPanelColumns;
+        const int64_t lane = n % kPanelColumns * (std::is_same_v<T, BFloat16> ? 2 : 1);
+        return data + n / kPanelColumns * matrix.stride + k * kPanelColumns + lane;
     }
     bool scaled() const { return std::is_same_v<T, Float8E4M3> && matrix.scales != nullptr; }
     float scale(int64_t row, int64_t column) const {
@@ -79,6 +80,24 @@ struct Square<V, BFloat16> {
         V::transpose(rows);
     }
     typename V::Float at(int i) const { return i % 2 == 0 ? V::even_of_pairs(rows[i / 2]) : V::odd_of_pairs(rows[i / 2]); }
+};
+
+// kDepth successive k of one vector of a panel's columns.
+template <class V, class T>
+struct PanelLoad {
+    static constexpr int kDepth = 1;
+    typename V::Float column;
+
+    explicit PanelLoad(const T* from) : column(V::load(from)) {}
+    typename V::Float at(int /*i*/) const { return column; }
+};
+template <class V>
+struct PanelLoad<V, BFloat16> {
+    static constexpr int kDepth = 2;
+    typename V::Float pairs;
+
+    explicit PanelLoad(const BFloat16* from) : pairs(V::load_pairs(from)) {}
+    typename V::Float at(int i) const { return i == 0 ? V::even_of_pairs(pairs) : V::odd_of_pairs(pairs); }
 };
 
 }  // namespace

@@ -82,12 +82,19 @@ void stream_direct(const GemmProduct& p, int64_t m0, int64_t n0, int64_t n1) {
     if (p.k == 0) stream_rows<V, T, R, 0>(p, m0, n0, n1, 0, !p.accumulate);
 }
 
+template <class Load, class T, int N, int... J>
+std::array<Load, N> loads(const T* const (&from)[N], int64_t at, std::integer_sequence<int, J...>) {
+    return {Load(from[J] + at)...};
+}
+
 // B in panels: N vectors of columns side by side, so that as many chains of sums are under way while a multiply-add takes its
 // time, and each panel is read along its length. One row of bf16 from memory, one thread: 0.92 of the read roof with N = 2,
 // 0.83 with 4, 0.52 from rows as above.
 template <class V, class T, int R, int N>
 void stream_panel_vectors(const GemmProduct& p, int64_t m0, int64_t n0) {
-    constexpr int64_t kAhead = 2048 / sizeof(T), kLine = 64 / sizeof(T) / kPanelColumns;  // elements; k of a cache line
+    using Load = PanelLoad<V, T>;
+    constexpr int64_t kAhead = 2048 / sizeof(T);                                                // elements
+    constexpr int64_t kLine = std::max<int64_t>(64 / sizeof(T) / kPanelColumns, Load::kDepth);  // k of a cache line
     const Stored<T> b(p.b);
     const T* from[N];
     typename V::Float sum[R][N];
@@ -100,24 +107,24 @@ void stream_panel_vectors(const GemmProduct& p, int64_t m0, int64_t n0) {
     }
     const float* a = p.a + m0 * p.a_row;
     const auto add = [&](int64_t k) {
-        typename V::Float y[N];
-#pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) y[j] = V::load(from[j] + k * kPanelColumns);
+        std::array<Load, N> line = loads<Load>(from, k * kPanelColumns, std::make_integer_sequence<int, N>{});
+#pragma GCC unroll 2
+        for (int i = 0; i < Load::kDepth; ++i)
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const auto x = V::broadcast(a[r * p.a_row + k]);
+            for (int r = 0; r < R; ++r) {
+                const auto x = V::broadcast(a[r * p.a_row + k + i]);
 #pragma GCC unroll 4
-            for (int j = 0; j < N; ++j) sum[r][j] = V::fma(x, y[j], sum[r][j]);
-        }
+                for (int j = 0; j < N; ++j) sum[r][j] = V::fma(x, line[j].at(i), sum[r][j]);
+            }
     };
     int64_t k = 0;
     for (; k + kLine <= p.k; k += kLine) {
 #pragma GCC unroll 4
         for (int j = 0; j < N; ++j) V::prefetch(from[j] + k * kPanelColumns + kAhead);
 #pragma GCC unroll 4
-        for (int64_t i = 0; i < kLine; ++i) add(k + i);
+        for (int64_t i = 0; i < kLine; i += Load::kDepth) add(k + i);
     }
-    for (; k < p.k; ++k) add(k);
+    for (; k < p.k; k += Load::kDepth) add(k);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4

@@ -135,9 +135,13 @@ template <class V, class T>
 void copy_panel(float* panel, const Stored<T>& b, int64_t k0, int64_t k, int64_t n0, int64_t n) {
     const bool two = n > V::kLanes;
     const T *left = b.in_panel(k0, n0), *right = two ? b.in_panel(k0, n0 + V::kLanes) : left;
-    for (int64_t l = 0; l < k; ++l, panel += 2 * V::kLanes) {
-        V::store(panel, V::load(left + l * kPanelColumns));
-        V::store(panel + V::kLanes, two ? V::load(right + l * kPanelColumns) : V::zero());
+    using Load = PanelLoad<V, T>;
+    for (int64_t l = 0; l < k; l += Load::kDepth) {
+        const Load a(left + l * kPanelColumns), c(right + l * kPanelColumns);
+        for (int i = 0; i < Load::kDepth; ++i, panel += 2 * V::kLanes) {
+            V::store(panel, a.at(i));
+            V::store(panel + V::kLanes, two ? c.at(i) : V::zero());
+        }
     }
 }
 

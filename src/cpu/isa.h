@@ -6,18 +6,24 @@
 
 namespace fathom {
 
+// In ascending order: each level has what those before it have.
 enum class Isa : uint8_t {
-    kAvx2,    // AVX2 + FMA + F16C: 8 lanes
-    kAvx512,  // AVX-512 F, BW, DQ, VL: 16 lanes
+    kAvx2,        // AVX2 + FMA + F16C: 8 lanes
+    kAvx512,      // AVX-512 F, BW, DQ, VL: 16 lanes; VNNI where the CPU has it
+    kAvx512Bf16,  // and vdpbf16ps for panels of bf16 (docs/decisions/014), where CpuOps is not deterministic
 };
+inline constexpr Isa kEveryIsa[] = {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
+[[nodiscard]] constexpr bool has_avx512(Isa isa) { return isa >= Isa::kAvx512; }
 
 [[nodiscard]] std::string_view name_of(Isa isa);
 
 // Can this CPU, under this operating system, run `isa`?
 [[nodiscard]] bool supports(Isa isa);
 
-// The widest set that the CPU has; the environment variable FATHOM_CPU_ISA=avx2|avx512 overrides it. All levels give the same
-// bits. Throws Error{kDevice} when the CPU has no AVX2 and FMA or lacks what was asked for, Error{kUsage} on another name.
+// The widest set that the CPU has, kAvx512Bf16 only where it was measured to be faster than f32 (cpu/roofline.h); the
+// environment variable FATHOM_CPU_ISA=avx2|avx512|avx512-bf16 overrides both. kAvx2 and kAvx512 give the same bits. Throws
+// Error{kDevice} when the CPU has no AVX2 and FMA or lacks what was asked for, Error{kUsage} on another name.
 [[nodiscard]] Isa choose_isa();
 
 }  // namespace fathom

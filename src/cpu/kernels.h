@@ -55,6 +55,6 @@ struct Kernels {
 
 [[nodiscard]] const Kernels& kernels_avx2();
 [[nodiscard]] const Kernels& kernels_avx512();
-[[nodiscard]] inline const Kernels& kernels_of(Isa isa) { return isa == Isa::kAvx512 ? kernels_avx512() : kernels_avx2(); }
+[[nodiscard]] inline const Kernels& kernels_of(Isa isa) { return has_avx512(isa) ? kernels_avx512() : kernels_avx2(); }
 
 }  // namespace fathom

@@ -120,8 +120,8 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
         for (int64_t begin = 0; begin < sequence_of(spans, i).len_q * h; begin += kQueryLanes) pieces.push_back({i, begin});
     const auto count = static_cast<int64_t>(pieces.size());
     if (count == 0) return;
-    const bool whole_numbers = !deterministic_ && isa_ == Isa::kAvx512 &&
-                               has_whole_number_attention(task_of(pieces[0], u, lse, q, latents, spans, scale));
+    const bool whole_numbers =
+        !deterministic_ && has_avx512(isa_) && has_whole_number_attention(task_of(pieces[0], u, lse, q, latents, spans, scale));
     const AttentionKernels& kernels = whole_numbers ? attention_kernels_vnni() : attention_kernels_of(isa_);
     if (count < pool_.size()) {  // one token of one sequence or so: threads share the keys
         for (const Piece& piece : pieces)

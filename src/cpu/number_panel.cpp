@@ -30,30 +30,51 @@ void transpose8(uint16_t* to, const uint16_t* rows, int64_t stride) {
     }
 }
 
+// The same for pairs of numbers as 32-bit units: to[16 k + r], 4 rows and 4 units.
+void transpose4_pairs(uint16_t* to, const uint16_t* rows, int64_t stride) {
+    __m128i pair[4];
+    for (int half = 0; half < 2; ++half) {
+        const __m128i a = load8(rows + 2 * half * stride), b = load8(rows + (2 * half + 1) * stride);
+        pair[half] = _mm_unpacklo_epi32(a, b);  // units 0 and 1
+        pair[half + 2] = _mm_unpackhi_epi32(a, b);
+    }
+    for (int unit = 0; unit < 4; unit += 2) {
+        store8(to + unit * 2 * kLanes, _mm_unpacklo_epi64(pair[unit], pair[unit + 1]));
+        store8(to + (unit + 1) * 2 * kLanes, _mm_unpackhi_epi64(pair[unit], pair[unit + 1]));
+    }
+}
+
+// Where number k of row r stands in a panel of bf16.
+int64_t place_in_pairs(int64_t k, int64_t r) { return (k - k % 2) * kLanes + 2 * r + k % 2; }
+
 }  // namespace
 
 bool has_number_panels(const Weight& w) {
-    return w.scheme == Scheme::kPlain && w.codes.rank == 2 && (w.codes.dtype == DType::kBF16 || w.codes.dtype == DType::kF16) &&
-           w.out_features() % kLanes == 0;
+    const bool fits = w.codes.dtype == DType::kF16 || (w.codes.dtype == DType::kBF16 && w.codes.dim(1) % 2 == 0);
+    return w.scheme == Scheme::kPlain && w.codes.rank == 2 && fits && w.out_features() % kLanes == 0;
 }
 
 void pack_number_panel(uint16_t* to, const Weight& w, int64_t panel) {
     const int64_t stride = w.codes.stride[0], in = w.in_features();
     const auto* rows = w.codes.as<const uint16_t>() + panel * kLanes * stride;
+    const bool pairs = w.codes.dtype == DType::kBF16;
     int64_t k = 0;
-    for (; k + 8 <= in; k += 8)
-        for (const int64_t r : {0, 8}) transpose8(to + k * kLanes + r, rows + r * stride + k, stride);
+    for (; k + 8 <= in; k += 8) {
+        for (int64_t r = 0; pairs && r < kLanes; r += 4)
+            transpose4_pairs(to + k * kLanes + 2 * r, rows + r * stride + k, stride);
+        for (int64_t r = 0; !pairs && r < kLanes; r += 8) transpose8(to + k * kLanes + r, rows + r * stride + k, stride);
+    }
     for (; k < in; ++k)
-        for (int64_t r = 0; r < kLanes; ++r) to[k * kLanes + r] = rows[r * stride + k];
+        for (int64_t r = 0; r < kLanes; ++r) to[pairs ? place_in_pairs(k, r) : k * kLanes + r] = rows[r * stride + k];
 }
 
 void decode_number_lane(float* y, const Weight& w, int64_t panel, int64_t lane) {
-    const auto* from = w.codes.as<const uint16_t>() + panel * w.codes.stride[0] + lane;
+    const auto* from = w.codes.as<const uint16_t>() + panel * w.codes.stride[0];
     const int64_t in = w.in_features();
     if (w.codes.dtype == DType::kBF16) {
-        for (int64_t k = 0; k < in; ++k) y[k] = static_cast<float>(std::bit_cast<BFloat16>(from[k * kLanes]));
+        for (int64_t k = 0; k < in; ++k) y[k] = static_cast<float>(std::bit_cast<BFloat16>(from[place_in_pairs(k, lane)]));
     } else {
-        for (int64_t k = 0; k < in; ++k) y[k] = static_cast<float>(std::bit_cast<Float16>(from[k * kLanes]));
+        for (int64_t k = 0; k < in; ++k) y[k] = static_cast<float>(std::bit_cast<Float16>(from[k * kLanes + lane]));
     }
 }
 

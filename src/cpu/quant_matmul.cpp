@@ -117,7 +117,7 @@ std::vector<PanelTile> plan(std::span<const PanelTile> products, int threads) {
 }
 
 void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch) {
-    const QuantKernels& kernels = quant_kernels_of(isa == Isa::kAvx512);
+    const QuantKernels& kernels = quant_kernels_of(has_avx512(isa));
     const std::vector<QuantRows> rows = quantize(products, kernels, pool, scratch);
     std::vector<PanelTile> whole;
     for (size_t i = 0; i < products.size(); ++i) whole.push_back(whole_product(products[i], rows[i]));

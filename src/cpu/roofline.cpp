@@ -16,6 +16,9 @@ constexpr int64_t kChunk = int64_t{1} << 20;                                    
 constexpr int kRounds = 7;
 constexpr int64_t kMultiplyAdds = 2'000'000;  // rounds per chunk: about 10 ms
 
+constexpr int64_t kShort = 20'000;  // rounds of a comparison: about 0.1 ms
+constexpr double kWorth = 1.2;      // how much faster pairs of bf16 must be
+
 // The shortest of kRounds runs, in seconds.
 template <class Work>
 double best_seconds(Work&& work) {
@@ -31,7 +34,7 @@ double best_seconds(Work&& work) {
 }  // namespace
 
 Roofline measure_roofline(ThreadPool& threads) {
-    const RooflineKernels kernels = choose_isa() == Isa::kAvx512 ? roofline_kernels_avx512() : roofline_kernels_avx2();
+    const RooflineKernels kernels = has_avx512(choose_isa()) ? roofline_kernels_avx512() : roofline_kernels_avx2();
     std::atomic<float> sink{0};  // keeps the results alive, so that the loops are not removed
 
     const int64_t last_cache = std::max<int64_t>(::sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
@@ -48,13 +51,36 @@ Roofline measure_roofline(ThreadPool& threads) {
     });
 
     const int64_t chunks = 4 * threads.size();  // several each: a thread that starts late costs little
-    const double computing = best_seconds([&] {
-        threads.parallel_for(chunks, 1, [&](int64_t begin, int64_t end, int) {
-            for (int64_t i = begin; i < end; ++i) sink.store(kernels.multiply_add(kMultiplyAdds), std::memory_order_relaxed);
+    const auto rate_of = [&](const ProductLoop& loop) {
+        const double seconds = best_seconds([&] {
+            threads.parallel_for(chunks, 1, [&](int64_t begin, int64_t end, int) {
+                for (int64_t i = begin; i < end; ++i) sink.store(loop.run(kMultiplyAdds), std::memory_order_relaxed);
+            });
         });
-    });
-    return {static_cast<double>(count) * sizeof(float) / reading,
-            static_cast<double>(chunks * kMultiplyAdds * kernels.flops_per_round) / computing};
+        return static_cast<double>(chunks * kMultiplyAdds * loop.operations_per_round) / seconds;
+    };
+    Roofline result{static_cast<double>(count) * sizeof(float) / reading, rate_of(kernels.multiply_add)};
+    if (supports(Isa::kAvx512Bf16)) result.bf16_flops_per_second = rate_of(bf16_loop_avx512());
+    if (supports(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni"))
+        result.int8_ops_per_second = rate_of(int8_loop_avx512());
+    return result;
+}
+
+bool bf16_pairs_pay() {
+    static const bool kPay = [] {
+        std::atomic<float> sink{0};
+        const ProductLoop loops[] = {bf16_loop_avx512(), roofline_kernels_avx512().multiply_add};
+        double rates[2] = {};
+        for (int round = 0; round < kRounds; ++round)  // in turn, so that a disturbance meets both
+            for (const size_t i : {0, 1}) {
+                const auto start = std::chrono::steady_clock::now();
+                sink.store(loops[i].run(kShort), std::memory_order_relaxed);
+                const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+                rates[i] = std::max(rates[i], static_cast<double>(kShort * loops[i].operations_per_round) / seconds);
+            }
+        return rates[0] > kWorth * rates[1];
+    }();
+    return kPay;
 }
 
 }  // namespace fathom

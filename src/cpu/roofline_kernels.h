@@ -37,7 +37,7 @@ struct RooflineLoops {
         return x[0].sum();
     }
 
-    static RooflineKernels table() { return {sum, multiply_add, int64_t{2} * kChains * kLanes}; }
+    static RooflineKernels table() { return {sum, {multiply_add, int64_t{2} * kChains * kLanes}}; }
 };
 
 }  // namespace fathom

@@ -173,9 +173,11 @@ TEST_P(Products, PanelsOfNumbersGiveTheBitsOfTheirRows) {
     for (int round = 0; round < 60; ++round) {
         const ArenaScope scope(arena);
         const bool wide = round % 8 == 0;
-        const int64_t n = source_.integer(0, wide ? 300 : 40), in = source_.integer(1, wide ? 700 : 140),
-                      out = 16 * source_.integer(1, 12);
-        const Weight w = source_.weight(round % 2 == 0 ? DType::kBF16 : DType::kF16, out, in), panels = ops_.pack(w, arena);
+        const DType type = round % 2 == 0 ? DType::kBF16 : DType::kF16;
+        const int64_t n = source_.integer(0, wide ? 300 : 40), out = 16 * source_.integer(1, 12);
+        int64_t in = source_.integer(1, wide ? 700 : 140);
+        if (type == DType::kBF16) in += in % 2;  // stored in pairs
+        const Weight w = source_.weight(type, out, in), panels = ops_.pack(w, arena);
         ASSERT_EQ(panels.scheme, Scheme::kPanels);
         ASSERT_EQ(panels.out_features(), out);
         ASSERT_EQ(panels.in_features(), in);
@@ -191,13 +193,19 @@ TEST_P(Products, PanelsOfNumbersGiveTheBitsOfTheirRows) {
     }
 }
 
+TEST_P(Products, AnOddNumberOfColumnsMakesNoPairs) {
+    Arena arena("panels", Buffer::host, 1 << 20);
+    EXPECT_EQ(ops_.pack(source_.weight(DType::kBF16, 16, 21), arena).scheme, Scheme::kPlain);
+    EXPECT_EQ(ops_.pack(source_.weight(DType::kF16, 16, 21), arena).scheme, Scheme::kPanels);
+}
+
 TEST_P(Products, PanelsOfNumbersAreLookedUpByRow) {
     Arena arena("panels", Buffer::host, 1 << 20);
     std::vector<int32_t> rows{47, 0, 18};
     const Tensor at_rows(rows.data(), DType::kI32, {3});
     for (const DType type : {DType::kBF16, DType::kF16}) {
-        const Weight w = source_.weight(type, 48, 21);
-        const Tensor y = source_.matrix(DType::kF32, 3, 21), expected = source_.matrix(DType::kF32, 3, 21);
+        const Weight w = source_.weight(type, 48, 22);
+        const Tensor y = source_.matrix(DType::kF32, 3, 22), expected = source_.matrix(DType::kF32, 3, 22);
         ops_.gather_weight_rows(y, ops_.pack(w, arena), at_rows);
         ops_.gather_weight_rows(expected, w, at_rows);
         EXPECT_EQ(copy_of(y), copy_of(expected));
