@@ -104,7 +104,7 @@ void bench(const BenchOptions& options, const Globals& globals) {
     if (options.model.empty() == options.random_config.empty()) {
         throw Error(ErrorKind::kUsage, "give either a MODEL folder or --random-config FILE");
     }
-    Device device(globals);
+    Device device(globals, options.run == "train");
     Roofs roofs(device.threads());
     Progress progress("bench " + options.run, options.repetitions, "rounds", globals.progress());
     int64_t round = 0, memory = 0;

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <fmt/format.h>
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <filesystem>
@@ -11,6 +12,7 @@
 
 #include "base/error.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/isa.h"
 
 namespace fathom {
 namespace {
@@ -98,11 +100,13 @@ void check_device(const Globals& globals) {
     if (parse(globals.device).kind == Choice::Kind::kCuda) (void)open_plugin();
 }
 
-Device::Device(const Globals& globals) : threads_(globals.threads) {
+Device::Device(const Globals& globals, bool trains) : threads_(globals.threads) {
     const Choice choice = parse(globals.device);
     if (choice.kind == Choice::Kind::kCuda) ops_ = open_cuda(choice.gpu, globals);
     if (choice.kind == Choice::Kind::kAuto) ops_ = open_automatically(globals);
-    if (ops_ == nullptr) ops_ = std::make_unique<CpuOps>(threads_, globals.deterministic);
+    if (ops_ != nullptr) return;
+    const Isa isa = choose_isa();
+    ops_ = std::make_unique<CpuOps>(threads_, trains ? std::min(isa, Isa::kAvx512) : isa, globals.deterministic);
 }
 
 }  // namespace fathom

@@ -12,8 +12,9 @@ namespace fathom {
 // Threads and a back end. Stays where it was built: the back end holds on to the threads.
 class Device {
 public:
-    // auto is cpu. Throws what check_device throws.
-    explicit Device(const Globals& globals);
+    // auto is cpu. `trains`: no activation is rounded, --deterministic or not, because gradients are taken of f32 on the CPU.
+    // Throws what check_device throws.
+    explicit Device(const Globals& globals, bool trains = false);
     Device(const Device&) = delete;
     Device& operator=(const Device&) = delete;
 

@@ -12,7 +12,7 @@ namespace {
 void distill(const TrainingOptions& options, const Globals& globals) {
     const DistillConfig config = DistillConfig::load(options.config, options.overrides);
     if (options.only_shows(config.train, globals)) return;
-    Device device(globals);
+    Device device(globals, true);
     report_training(run_distill(config, device.ops(), {options.resume, globals.deterministic, globals.progress()}), globals);
 }
 

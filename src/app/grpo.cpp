@@ -17,7 +17,7 @@ void grpo(const GrpoOptions& options, const Globals& globals) {
     if (options.only_shows(config.train, globals)) return;
     Globals how = globals;
     how.deterministic = !options.fast;  // the device's kernels, too: on a GPU a batch's last few rows took others
-    Device device(how);
+    Device device(how, true);
     report_training(run_grpo(config, device.ops(), {options.resume, how.deterministic, globals.progress()}), globals);
 }
 

@@ -25,7 +25,7 @@ using Json = nlohmann::json;
 void train_reward(const TrainingOptions& options, const Globals& globals) {
     const RewardConfig config = RewardConfig::load(options.config, options.overrides);
     if (options.only_shows(config.train, globals)) return;
-    Device device(globals);
+    Device device(globals, true);
     report_training(run_reward_training(config, device.ops(), {options.resume, globals.deterministic, globals.progress()}),
                     globals);
 }

@@ -10,7 +10,7 @@ namespace {
 void sft(const TrainingOptions& options, const Globals& globals) {
     const SftConfig config = SftConfig::load(options.config, options.overrides);
     if (options.only_shows(config.train, globals)) return;
-    Device device(globals);
+    Device device(globals, true);
     report_training(
         run_sft(config, device.ops(), device.threads(), {options.resume, globals.deterministic, globals.progress()}), globals);
 }

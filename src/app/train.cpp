@@ -10,7 +10,7 @@ namespace {
 void train(const TrainingOptions& options, const Globals& globals) {
     const TrainConfig config = TrainConfig::load(options.config, options.overrides);
     if (options.only_shows(config, globals)) return;
-    Device device(globals);
+    Device device(globals, true);
     report_training(
         run_training(config, device.ops(), device.threads(), {options.resume, globals.deterministic, globals.progress()}),
         globals);

@@ -69,31 +69,35 @@ void CpuOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, cons
         const SequenceSpan span = sequence_of(spans, i);
         for (int64_t begin = 0; begin < span.len_q; begin += kQueryLanes) pieces.push_back({span, begin});
     }
-    const int64_t h = q.dim(1), count = static_cast<int64_t>(pieces.size()) * h;
-    const AttentionKernels& kernels = attention_kernels_of(isa_);
-    // The longest tiles of a sequence come last in `pieces`, so tasks run backwards: short ones fill the gaps at the end.
+    const auto task_of = [&](const Piece& piece, int64_t j) {
+        const auto& [span, begin] = piece;
+        AttentionTask task;
+        task.lanes = std::min(kQueryLanes, span.len_q - begin);
+        for (int64_t i = 0; i < task.lanes; ++i) {
+            const auto lane = static_cast<size_t>(i);
+            task.q[lane] = row(q, span.q0 + begin + i, j);
+            task.o[lane] = row(o, span.q0 + begin + i, j);
+            task.lse[lane] = row(lse, span.q0 + begin + i) + j;
+            task.visible[lane] = span.visible(begin + i);
+        }
+        task.d_q = q.dim(2);
+        task.d_v = v.dim(2);
+        task.scale = static_cast<float>(scale);
+        task.keys = head_rows(k, span.k0, j);
+        task.shared = shared_rows(k_shared, span.k0);
+        task.values = head_rows(v, span.k0, j);
+        return task;
+    };
+    const auto tiles = static_cast<int64_t>(pieces.size()), count = tiles * q.dim(1);
+    if (count == 0) return;
+    const bool pairs = isa_ == Isa::kAvx512Bf16 && has_paired_attention(task_of(pieces[0], 0));
+    const AttentionKernels& kernels = pairs ? attention_kernels_pairs() : attention_kernels_of(isa_);
+    // Head by head, so that its keys and values stay in a cache. The longest tiles of a sequence come last in `pieces`, so
+    // tasks run backwards: short ones fill the gaps at the end.
     pool_.parallel_for(count, 1, [&](int64_t first, int64_t last, int thread) {
         float* scratch = scratch_.of_thread<float>(thread, attention_scratch_floats(q.dim(2), v.dim(2)));
-        for (int64_t index = count - last; index < count - first; ++index) {
-            const auto& [span, begin] = pieces[static_cast<size_t>(index / h)];
-            const int64_t j = index % h;
-            AttentionTask task;
-            task.lanes = std::min(kQueryLanes, span.len_q - begin);
-            for (int64_t i = 0; i < task.lanes; ++i) {
-                const auto lane = static_cast<size_t>(i);
-                task.q[lane] = row(q, span.q0 + begin + i, j);
-                task.o[lane] = row(o, span.q0 + begin + i, j);
-                task.lse[lane] = row(lse, span.q0 + begin + i) + j;
-                task.visible[lane] = span.visible(begin + i);
-            }
-            task.d_q = q.dim(2);
-            task.d_v = v.dim(2);
-            task.scale = static_cast<float>(scale);
-            task.keys = head_rows(k, span.k0, j);
-            task.shared = shared_rows(k_shared, span.k0);
-            task.values = head_rows(v, span.k0, j);
-            kernels.forward(task, scratch);
-        }
+        for (int64_t index = count - last; index < count - first; ++index)
+            kernels.forward(task_of(pieces[static_cast<size_t>(index % tiles)], index / tiles), scratch);
     });
 }
 

@@ -133,9 +133,22 @@ struct AttentionTemplates {
             .template run<1>(task.d_v, vectors);
     }
 
+    // Calls meet(keys, first vector, vectors, masked) for the lanes that see any of the keys [begin, begin + count). On the
+    // diagonal each vector stops at the last key it sees.
+    template <class Meet>
+    static void for_visible(const AttentionTask& task, int64_t begin, int64_t count, const Meet& meet) {
+        const int64_t vectors = vectors_of(task.lanes);
+        if (begin + count <= task.visible[0]) return meet(count, 0, vectors, false);
+        for (int64_t from = 0; from < vectors; ++from) {
+            const int64_t lane = (from + 1) * kLanes < task.lanes ? (from + 1) * kLanes - 1 : task.lanes - 1;
+            const int64_t seen = task.visible[lane] - begin;
+            if (seen > 0) meet(seen < count ? seen : count, from, 1, true);
+        }
+    }
+
     static void forward(const AttentionTask& task, float* scratch) {
         const Space at(task, scratch);
-        const int64_t vectors = vectors_of(task.lanes), first = task.visible[0], last = task.visible[task.lanes - 1];
+        const int64_t last = task.visible[task.lanes - 1];
         Lanes lanes;
         reset(lanes, task);
         pack_transposed(at.q, task.q, task.lanes, task.d_q, task.scale);
@@ -143,15 +156,9 @@ struct AttentionTemplates {
             const int64_t count = last - begin < kKeyTile ? last - begin : kKeyTile;
             load_keys(task, at.keys, begin, count);
             if (task.values.width > 0) load_rows(at.values, task.values, begin, count);
-            if (begin + count <= first) {
-                meet(task, at, lanes, begin, count, 0, vectors, false);
-                continue;
-            }
-            for (int64_t from = 0; from < vectors; ++from) {  // on the diagonal each vector stops at the last key it sees
-                const int64_t lane = (from + 1) * kLanes < task.lanes ? (from + 1) * kLanes - 1 : task.lanes - 1;
-                const int64_t seen = task.visible[lane] - begin;
-                if (seen > 0) meet(task, at, lanes, begin, seen < count ? seen : count, from, 1, true);
-            }
+            for_visible(task, begin, count, [&](int64_t seen, int64_t from, int64_t vectors, bool masked) {
+                meet(task, at, lanes, begin, seen, from, vectors, masked);
+            });
         }
         finish(task, at.o, lanes);
     }

@@ -10,7 +10,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/gemm_operand.h"
-#include "cpu/simd_avx512.h"
+#include "cpu/pairs_avx512.h"
 
 namespace fathom {
 namespace {
@@ -21,20 +21,7 @@ constexpr int64_t kBlock = 256;          // pairs: two panels of them are 32 KB,
 constexpr int64_t kAhead = 48 * kLanes;  // pairs of one panel: 5 to 8 rows gain a tenth, fewer lose one
 constexpr int64_t kPackedRows = GemmBlocking::kPackedA / kBlock / kRows * kRows;
 
-using Pair = float;  // its bits are two bf16
-
-__m512 multiply_add(__m512 sum, __m512 a, __m512 b) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-}
-
 // ---- activations ---------------------------------------------------------------------------------------------------------
-
-// 32 floats of which `count` exist, as 16 pairs.
-__m512 pairs_of(const float* from, int64_t count) {
-    const Avx512 low = Avx512::load(from, std::min<int64_t>(count, kLanes));
-    const Avx512 high = Avx512::load(from + kLanes, std::max<int64_t>(count - kLanes, 0));
-    return reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(high.v, low.v));
-}
 
 // to[l rows + r] = pair l of row r. Writes up to 15 pairs behind its end.
 void pack_rows(Pair* to, const float* a, int64_t a_row, int rows, int64_t pairs) {
@@ -88,7 +75,7 @@ void kernel(const Step& step) {
         for (int r = 0; r < R; ++r) {
             const __m512 x = _mm512_set1_ps(a[r]);
 #pragma GCC unroll 2
-            for (int j = 0; j < N; ++j) sum[r][j] = multiply_add(sum[r][j], x, y[j]);
+            for (int j = 0; j < N; ++j) sum[r][j] = add_pairs(sum[r][j], x, y[j]);
         }
     }
 #pragma GCC unroll 14

@@ -144,10 +144,57 @@ TEST(Attention, GivesTheSameBytesOnEveryInstructionSetAndAnyThreads) {
     }
 }
 
-TEST(Attention, IsTheSameInChunksAsInOnePass) {
-    Tensors make(3);
+// f32, and pairs of bf16 (attention_pairs_avx512.cpp) where the machine has them.
+std::vector<std::unique_ptr<CpuOps>> every_arithmetic(ThreadPool& pool) {
+    std::vector<std::unique_ptr<CpuOps>> all;
+    all.push_back(std::make_unique<CpuOps>(pool));
+    if (supports(Isa::kAvx512Bf16)) all.push_back(std::make_unique<CpuOps>(pool, Isa::kAvx512Bf16, false));
+    return all;
+}
+
+// How far a score of query (i, j) may be off whose factors are rounded to bf16: 2^-8 of each, and of their product both.
+double score_bound(const Problem& p, int64_t i, int64_t j, int64_t begin, int64_t end) {
+    double largest = 0;
+    for (int64_t t = begin; t < end; ++t) {
+        double size = 0;
+        for (int64_t c = 0; c < p.q.dim(2); ++c) size += std::fabs(at(p.q, i, j, c) * Reference::key(p, t, j, c));
+        largest = std::max(largest, p.scale * size);
+    }
+    return largest * (std::ldexp(1, -7) + std::ldexp(1, -14));
+}
+
+TEST(Attention, InPairsOfBf16StaysWithinTheBoundOfItsRoundings) {
+    if (!supports(Isa::kAvx512Bf16)) GTEST_SKIP() << "this CPU has no " << name_of(Isa::kAvx512Bf16);
+    Tensors make(6);
     ThreadPool pool(2);
-    CpuOps ops(pool);
+    CpuOps ops(pool, Isa::kAvx512Bf16, false);
+    for (const Shape& shape : kShapes)
+        for (const int32_t history : {0, 37}) {
+            const std::vector<int32_t> lengths = {1, 70, 5, 130};
+            const Problem p(make, shape, lengths, history);
+            p.forward(ops);
+            const Reference exact(p);
+            int64_t row = 0, first_key = 0;
+            for (const int32_t length : lengths) {
+                for (int64_t i = 0; i < length; ++i, ++row)
+                    for (int64_t j = 0; j < shape.heads; ++j) {
+                        const int64_t end = first_key + history + i + 1, pair = row * shape.heads + j;
+                        const double score = score_bound(p, row, j, first_key, end) + 1e-5;
+                        EXPECT_NEAR(p.lse.as<float>()[pair], exact.lse[static_cast<size_t>(pair)], score);
+                        for (int64_t c = 0; c < shape.d_v; c += 5) {
+                            double largest = 0;  // of the values: weights are off by e^(2 score), and they and values by 2^-8
+                            for (int64_t t = first_key; t < end; ++t) largest = std::max(largest, std::fabs(at(p.v, t, j, c)));
+                            const double bound = largest * (std::expm1(2 * score) + std::ldexp(1, -7) * std::exp(2 * score));
+                            const int64_t place = pair * shape.d_v + c;
+                            EXPECT_NEAR(p.o.as<float>()[place], exact.o[static_cast<size_t>(place)], bound + 1e-5);
+                        }
+                    }
+                first_key += history + length;
+            }
+        }
+}
+
+void expect_the_same_in_chunks(Tensors& make, CpuOps& ops) {
     const Problem whole(make, {3, 24, 8, 20}, {300}, 0);
     whole.forward(ops);
     for (const int32_t chunk : {1, 7, 64, 100, 299}) {
@@ -164,10 +211,13 @@ TEST(Attention, IsTheSameInChunksAsInOnePass) {
     }
 }
 
-TEST(Attention, OfASequenceDoesNotSeeItsNeighbours) {
-    Tensors make(4);
+TEST(Attention, IsTheSameInChunksAsInOnePass) {
+    Tensors make(3);
     ThreadPool pool(2);
-    CpuOps ops(pool);
+    for (const auto& ops : every_arithmetic(pool)) expect_the_same_in_chunks(make, *ops);
+}
+
+void expect_no_neighbours(Tensors& make, CpuOps& ops) {
     const Problem packed(make, {2, 16, 16, 16}, {90, 33, 128, 5}, 0);
     packed.forward(ops);
     packed.backward(ops);
@@ -190,6 +240,12 @@ TEST(Attention, OfASequenceDoesNotSeeItsNeighbours) {
              {&Problem::o, &Problem::lse, &Problem::dq, &Problem::dk, &Problem::dk_shared, &Problem::dv})
             EXPECT_EQ(bytes_of(alone.*output) == bytes_of(part(packed.*output)), true) << "sequence " << s;
     }
+}
+
+TEST(Attention, OfASequenceDoesNotSeeItsNeighbours) {
+    Tensors make(4);
+    ThreadPool pool(2);
+    for (const auto& ops : every_arithmetic(pool)) expect_no_neighbours(make, *ops);
 }
 
 TEST(Attention, ComplainsAboutShapesInWords) {
