@@ -1,6 +1,7 @@
 #include "app/bench_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <string>
 #include <string_view>
@@ -32,20 +33,24 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
         if (!options.with_mtp) loaded_.config.num_nextn_predict_layers = 0;
         loaded_.model = std::make_unique<DeepSeek>(loaded_.config);
         draw_weights(loaded_, options.dtype == "auto" ? "bf16" : options.dtype, ops);
-        if (options.agreeing) make_modules_agree(ops);
+        if (options.agreeing > 0) make_modules_agree(options.agreeing, ops);
         pack_plain(loaded_, ops);
     }
     count_bytes();
 }
 
 // Nothing is added to the residual stream, and a module's input is the embedding of the token ahead: the model says what
-// follows from its last token alone, and the module says the same of its own. What follows is one of the first quarter of the
-// ids, among which modules guess. All that is computed otherwise still is.
-void BenchModel::make_modules_agree(Ops& ops) {
+// follows from its last token alone, and the module says the same of its own. All that is computed otherwise still is. What
+// follows is one of the first quarter of the ids, among which modules guess, or one of so many further ones that the quarter
+// has the wanted share of them: all are equally probable.
+void BenchModel::make_modules_agree(double share, Ops& ops) {
     loaded_.model->visit([&](const std::string& name, Param& param) {
         const Tensor& matrix = param.weight.codes;
         if (name.ends_with(".o_proj.weight") || name.ends_with(".down_proj.weight")) ops.fill(matrix, 0);
-        if (name == "lm_head.weight") ops.fill(matrix.slice(0, matrix.dim(0) / 4, matrix.dim(0)), 0);
+        if (name == "lm_head.weight") {
+            const int64_t guessed = matrix.dim(0) / 4, said = std::llround(static_cast<double>(guessed) / share);
+            if (said < matrix.dim(0)) ops.fill(matrix.slice(0, said, matrix.dim(0)), 0);
+        }
         if (!name.ends_with(".eh_proj.weight")) return;
         ops.fill(matrix, 0);
         const float one = 1;

@@ -32,7 +32,7 @@ private:
     LoadedModel loaded_;
     int64_t parameters_ = 0, dense_bytes_ = 0, expert_bytes_ = 0;
 
-    void make_modules_agree(Ops& ops);
+    void make_modules_agree(double share, Ops& ops);
     void count_bytes();
 };
 

@@ -16,7 +16,7 @@ struct BenchOptions {
     std::string model;          // a model folder, or empty
     std::string random_config;  // a configuration; weights are drawn at random
     bool with_mtp = false;      // load, or draw, the MTP modules too
-    bool agreeing = false;      // random weights: of a kind that makes every guess of a module come true
+    double agreeing = 0;        // random weights: of a kind that makes this share of a module's guesses come true; 0: as drawn
     std::string dtype = "auto";
     std::string cache_type = "f32";
     int64_t batch = 0;           // sequences; 0: 1, for training what the configuration says

@@ -189,12 +189,14 @@ void add_bench_speculation(CLI::App& bench, Globals& globals) {
     verb->footer(
         "Examples:\n"
         "  fathom bench speculation models/stories\n"
-        "  fathom bench speculation --random-config config.json --agreeing --temperatures 0");
+        "  fathom bench speculation --random-config config.json --agreeing 1 --temperatures 0");
     verb->add_option("model", options->model.model, "a model folder whose files hold MTP modules")->type_name("MODEL");
     verb->add_option("--random-config", options->model.random_config, "instead of MODEL: weights are drawn at random")
         ->type_name("FILE");
-    verb->add_flag("--agreeing", options->model.agreeing,
-                   "random weights with which every guess comes true, else hardly any does");
+    verb->add_option("--agreeing", options->model.agreeing,
+                     "random weights with which this share of the guesses comes true; without, hardly any does")
+        ->type_name("SHARE")
+        ->check(CLI::Range(0.25, 1.0));
     verb->add_option("--dtype", options->model.dtype, "hold the weights as f32 or bf16; auto: as stored, else bf16")
         ->type_name("TYPE")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}));

@@ -168,7 +168,7 @@ Compiled read_guided(Fields& fields, const std::string& prefix, const ServedMode
     std::string given;
     for (const std::string& key : {regex, choice, grammar, json}) {
         const Json* value = fields.find(key);
-        if (value == nullptr || *value == "") continue;
+        if (value == nullptr || (value->is_string() && value->get_ref<const std::string&>().empty())) continue;
         if (!given.empty()) fields.fail(key, fmt::format("{} binds the answer already: give one of them", given));
         given = key;
     }
