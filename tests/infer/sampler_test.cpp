@@ -72,13 +72,14 @@ int32_t plain_greedy(std::vector<float> logits, const SamplingParams& params, co
 TEST(Sampler, GreedyAnswersWithPenaltiesAreThoseOfAPlainLoop) {
     Rng rng(5);
     for (int round = 0; round < 2000; ++round) {
-        const int64_t vocab = 1 + rng.below(37);
-        const auto id = [&] { return static_cast<int32_t>(rng.below(vocab)); };
+        const auto below = [&](int64_t end) { return static_cast<int64_t>(rng.below(static_cast<uint64_t>(end))); };
+        const int64_t vocab = 1 + below(37);
+        const auto id = [&] { return static_cast<int32_t>(below(vocab)); };
         std::vector<float> logits(static_cast<size_t>(vocab));
-        for (float& logit : logits) logit = static_cast<float>(rng.below(9)) - 4;  // many are equal
-        std::vector<int32_t> said(static_cast<size_t>(rng.below(12)));
+        for (float& logit : logits) logit = static_cast<float>(below(9)) - 4;  // many are equal
+        std::vector<int32_t> said(static_cast<size_t>(below(12)));
         for (int32_t& token : said) token = id();
-        const SampleHistory history{said, rng.below(std::ssize(said) + 1)};
+        const SampleHistory history{said, below(std::ssize(said) + 1)};
         SamplingParams params{.temperature = 0};
         if (rng.below(2) == 0) params.repetition_penalty = 1.5;
         if (rng.below(2) == 0) params.frequency_penalty = 0.5, params.presence_penalty = -1;
