@@ -2,13 +2,13 @@
 # Clients that nobody here wrote, against `fathom serve` with the bundled model.
 #   tools/check_clients.sh FATHOM [CLIENT...]
 # Clients: openai anthropic prometheus langchain_openai langchain_deepseek llama_index lm_eval schemathesis (each in its own pinned environment under
-# build/venvs), promtool wrk curl (Debian packages), page (Playwright and Chromium). Default: all. Prints a line per client.
+# build/venvs), promtool wrk hey curl (Debian packages), page (Playwright and Chromium). Default: all. Prints a line per client.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 [[ $# -ge 1 ]] || { echo "usage: $0 FATHOM [CLIENT...]" >&2 && exit 2; }
 readonly kFathom=$1
 shift
-readonly kAll=(openai anthropic prometheus langchain_openai langchain_deepseek llama_index lm_eval schemathesis promtool wrk curl page)
+readonly kAll=(openai anthropic prometheus langchain_openai langchain_deepseek llama_index lm_eval schemathesis promtool wrk hey curl page)
 readonly kModel=models/stories kVenvs=${FATHOM_VENVS:-build/venvs}
 work=$(mktemp -d)
 server=
@@ -93,6 +93,18 @@ LUA
     done
 }
 
+# All answers are 200, for a cheap path and for answers.
+check_hey() {
+    local url options
+    for url in "$base/health" "$base/v1/completions"; do
+        options=(-c 50 -n 2000)
+        [[ $url == */health ]] || options=(-c 50 -n 500 -t 120 -m POST -T application/json -d '{"prompt": "Once upon a time", "max_tokens": 4, "ignore_eos": true}')
+        hey "${options[@]}" "$url" >"$work/hey"
+        [[ $(awk '/\[[0-9]+\].*responses/ { print $1, $2 }' "$work/hey") == "[200] ${options[3]}" ]] || { cat "$work/hey" && return 1; }
+        echo "${url##*/}: $(awk '/Requests\/sec/ { print $2 " requests/s" }' "$work/hey")"
+    done
+}
+
 check_curl() {
     local text body='{"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0'
     text=$(curl -sfN "$base/v1/completions" -d "$body, \"stream\": true}")
@@ -111,6 +123,7 @@ check_client() {
         schemathesis) check_schemathesis ;;
         promtool) check_promtool ;;
         wrk) check_wrk ;;
+        hey) check_hey ;;
         curl) check_curl ;;
     esac
 }

@@ -94,9 +94,9 @@ def check_anthropic():
     import anthropic
 
     client = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
-    message = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, temperature=0)
+    message = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, extra_body={"temperature": 0})
     check(message.role == "assistant" and message.stop_reason in ("end_turn", "max_tokens") and message.usage.output_tokens <= 8, "messages")
-    with client.messages.stream(model=MODEL, max_tokens=8, system="A story.", messages=HELLO, temperature=0) as stream:
+    with client.messages.stream(model=MODEL, max_tokens=8, system="A story.", messages=HELLO, extra_body={"temperature": 0}) as stream:
         text = "".join(stream.text_stream)
         check(stream.get_final_message().content[0].text == text, "messages, streamed")
     check(client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens > 0, "count_tokens")
