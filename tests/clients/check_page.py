@@ -19,6 +19,15 @@ def watch(page):
     page.on("request", lambda request: outside.append(request.url) if not request.url.startswith((BASE, "blob:", "data:")) else None)
 
 
+def settle(page, shot):
+    """Answers that are short and the same every time: drawn freely, one may fill the context."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("80")
+    page.get_by_label("Seed").fill("1")
+    page.screenshot(path=shot)
+    page.get_by_role("button", name="Settings").click()
+
+
 def ask(page, text):
     answers = page.locator("article.assistant .speed").count()
     page.get_by_label("Message", exact=True).fill(text)
@@ -32,11 +41,7 @@ with sync_playwright() as playwright:
     page = browser.new_page(viewport={"width": 1100, "height": 800}, color_scheme="light")
     watch(page)
     page.goto(BASE + "/")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("80")
-    page.get_by_label("Seed").fill("1")
-    page.screenshot(path=SHOTS / "settings.png")
-    page.get_by_role("button", name="Settings").click()
+    settle(page, SHOTS / "settings.png")
     ask(page, "Once upon a time there was a little dog named Max.")
     first = page.locator("article.assistant .text").first.inner_text()
     assert first.strip(), "the answer is empty"
@@ -70,6 +75,7 @@ with sync_playwright() as playwright:
     phone = browser.new_page(viewport={"width": 390, "height": 780}, color_scheme="dark")
     watch(phone)
     phone.goto(BASE + "/ui/")  # under a prefix
+    settle(phone, SHOTS / "phone-settings.png")
     ask(phone, "The cat")
     width = phone.evaluate("document.documentElement.scrollWidth")
     assert width <= 390, f"the page is {width} px wide on a phone"
