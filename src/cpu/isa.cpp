@@ -9,13 +9,14 @@
 namespace fathom {
 
 std::string_view name_of(Isa isa) {
-    constexpr std::string_view kNames[] = {"avx2", "avx512", "avx512-bf16"};
+    constexpr std::string_view kNames[] = {"avx2", "avx-vnni", "avx512", "avx512-bf16"};
     return kNames[static_cast<size_t>(isa)];
 }
 
 bool supports(Isa isa) {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (isa == Isa::kAvx2) return avx2;
+    if (isa == Isa::kAvxVnni) return avx2 && __builtin_cpu_supports("avxvnni");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return avx512 && (isa == Isa::kAvx512 || __builtin_cpu_supports("avx512bf16"));
@@ -39,7 +40,7 @@ Isa choose_isa() {
                         fmt::format("FATHOM_CPU_ISA={}: this CPU does not have it; unset the variable", wish));
         return isa;
     }
-    throw Error(ErrorKind::kUsage, fmt::format("FATHOM_CPU_ISA={}: expected avx2, avx512 or avx512-bf16", wish));
+    throw Error(ErrorKind::kUsage, fmt::format("FATHOM_CPU_ISA={}: expected avx2, avx-vnni, avx512 or avx512-bf16", wish));
 }
 
 }  // namespace fathom

@@ -6,13 +6,14 @@
 
 namespace fathom {
 
-// In ascending order: each level has what those before it have.
+// In ascending order: each level has what those before it have, but for AVX-VNNI.
 enum class Isa : uint8_t {
     kAvx2,        // AVX2 + FMA + F16C: 8 lanes
+    kAvxVnni,     // and vpdpbusd of 256 bits: run on no machine yet, so chosen by FATHOM_CPU_ISA only
     kAvx512,      // AVX-512 F, BW, DQ, VL: 16 lanes; VNNI where the CPU has it
     kAvx512Bf16,  // and vdpbf16ps for panels of bf16 (docs/decisions/014), where CpuOps is not deterministic
 };
-inline constexpr Isa kEveryIsa[] = {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+inline constexpr Isa kEveryIsa[] = {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Bf16};
 
 [[nodiscard]] constexpr bool has_avx512(Isa isa) { return isa >= Isa::kAvx512; }
 
@@ -22,8 +23,8 @@ inline constexpr Isa kEveryIsa[] = {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
 [[nodiscard]] bool supports(Isa isa);
 
 // The widest set that the CPU has, kAvx512Bf16 only where it was measured to be faster than f32 (cpu/roofline.h); the
-// environment variable FATHOM_CPU_ISA=avx2|avx512|avx512-bf16 overrides both. kAvx2 and kAvx512 give the same bits. Throws
-// Error{kDevice} when the CPU has no AVX2 and FMA or lacks what was asked for, Error{kUsage} on another name.
+// environment variable FATHOM_CPU_ISA=avx2|avx-vnni|avx512|avx512-bf16 overrides both. All but the last give the same bits.
+// Throws Error{kDevice} when the CPU has no AVX2 and FMA or lacks what was asked for, Error{kUsage} on another name.
 [[nodiscard]] Isa choose_isa();
 
 }  // namespace fathom

@@ -1,44 +1,35 @@
-// The products of panels without VNNI: the definition, step by step.
-#include <cmath>
-
+// The products of panels without VNNI. vpmaddubsw would saturate (255 times 127, twice), so even and odd bytes become 16-bit
+// numbers and meet in vpmaddwd.
+#include "cpu/quant_lanes8.h"
 #include "cpu/quant_rows.h"
 
 namespace fathom {
 namespace {
 
-void multiply_row(float* y, const PanelStep& step, const PanelTraits& traits, const int8_t* q, const StepFactors& factors) {
-    int32_t sum[2][kPanelLanes] = {};
-    for (int64_t k = 0; k < kPanelStep; ++k) {
-        const int32_t x = q[k];
-        int32_t* to = sum[traits.half_groups ? k / 16 : 0];
-        for (int64_t r = 0; r < kPanelLanes; ++r) to[r] += step.code[k][r] * x;
+struct DotAvx2 {
+    struct Halves {
+        __m256i even, odd;
+    };
+    static Halves codes(const uint8_t* from) {
+        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        return {_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)};
     }
-    for (int64_t g = 0; g < traits.groups_per_step(); ++g)
-        for (int64_t r = 0; r < kPanelLanes; ++r) {
-            y[r] = std::fma(step.scale[g][r], factors.d * static_cast<float>(sum[g][r]), y[r]);
-            if (traits.has_offset()) y[r] = std::fma(step.offset[g][r], factors.sum[g], y[r]);
-        }
-}
-
-void multiply(const PanelTile& tile, uint8_t* /*scratch*/) {
-    const PanelTraits traits = panel_traits(tile.type);
-    PanelStep step;
-    for (int64_t panel = 0; panel < tile.panel_count; ++panel) {
-        const uint8_t* from = tile.panels + panel * tile.panel_bytes;
-        for (int64_t i = 0; i < tile.rows; ++i) std::fill_n(tile.y + i * tile.y_row + panel * kPanelLanes, kPanelLanes, 0.0f);
-        for (int64_t s = 0; s < tile.steps; ++s) {
-            unpack_step(step, tile.type, from, s);
-            for (int64_t i = 0; i < tile.rows; ++i)
-                multiply_row(tile.y + i * tile.y_row + panel * kPanelLanes, step, traits,
-                             tile.q + (i * tile.steps + s) * kPanelStep, tile.factors[i * tile.steps + s]);
-        }
+    static Halves row(const int8_t* from) {
+        int32_t four;
+        std::memcpy(&four, from, sizeof four);
+        const __m256i bytes = _mm256_set1_epi32(four);
+        return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
     }
-}
+    static __m256i add(__m256i sum, const Halves& codes, const Halves& row) {
+        const __m256i even = _mm256_madd_epi16(codes.even, row.even), odd = _mm256_madd_epi16(codes.odd, row.odd);
+        return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+    }
+};
 
 }  // namespace
 
 const QuantKernels& quant_kernels_avx2() {
-    static constexpr QuantKernels kKernels{quantize_row, multiply};
+    static constexpr QuantKernels kKernels{quantize_row, Lanes8<DotAvx2>::multiply};
     return kKernels;
 }
 

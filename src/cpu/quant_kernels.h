@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "cpu/isa.h"
 #include "cpu/quant_panel.h"
 
 namespace fathom {
@@ -54,8 +55,9 @@ struct QuantKernels {
 };
 
 [[nodiscard]] const QuantKernels& quant_kernels_avx2();
+[[nodiscard]] const QuantKernels& quant_kernels_vnni_avx2();
 [[nodiscard]] const QuantKernels& quant_kernels_vnni_avx512();
 // The set for an instruction set: AVX-512 without VNNI uses the AVX2 one.
-[[nodiscard]] const QuantKernels& quant_kernels_of(bool avx512);
+[[nodiscard]] const QuantKernels& quant_kernels_of(Isa isa);
 
 }  // namespace fathom

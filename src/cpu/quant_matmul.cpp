@@ -117,7 +117,7 @@ std::vector<PanelTile> plan(std::span<const PanelTile> products, int threads) {
 }
 
 void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch) {
-    const QuantKernels& kernels = quant_kernels_of(has_avx512(isa));
+    const QuantKernels& kernels = quant_kernels_of(isa);
     const std::vector<QuantRows> rows = quantize(products, kernels, pool, scratch);
     std::vector<PanelTile> whole;
     for (size_t i = 0; i < products.size(); ++i) whole.push_back(whole_product(products[i], rows[i]));
@@ -191,8 +191,9 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
 
 }  // namespace
 
-const QuantKernels& quant_kernels_of(bool avx512) {
-    return avx512 && __builtin_cpu_supports("avx512vnni") ? quant_kernels_vnni_avx512() : quant_kernels_avx2();
+const QuantKernels& quant_kernels_of(Isa isa) {
+    if (has_avx512(isa) && __builtin_cpu_supports("avx512vnni")) return quant_kernels_vnni_avx512();
+    return isa == Isa::kAvxVnni ? quant_kernels_vnni_avx2() : quant_kernels_avx2();
 }
 
 void decode_weight_row(float* y, const Weight& w, int64_t row) {

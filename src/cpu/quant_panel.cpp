@@ -225,20 +225,27 @@ void pack_panel(uint8_t* to, const Weight& w, int64_t panel) {
     }
 }
 
+void unpack_factors(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step) {
+    const PanelTraits traits = panel_traits(type);
+    const uint8_t* const halves = panel + step / traits.steps * traits.block_bytes();
+    const uint8_t* const scales =
+        halves + traits.half_bytes() + step % traits.steps * traits.step_bytes() + traits.code_bytes();
+    for (const int64_t half : {0, 1})
+        for (int64_t r = 0; r < kPanelLanes; ++r)
+            get_factors(out.scale[half][r], out.offset[half][r], type, halves, scales + r, traits.half_groups ? half : 0, r);
+}
+
 void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step) {
     const PanelTraits traits = panel_traits(type);
     const PanelTable table = table_of(type);
-    const uint8_t* const halves = panel + step / traits.steps * traits.block_bytes();
-    const uint8_t* const codes = halves + traits.half_bytes() + step % traits.steps * traits.step_bytes();
+    const uint8_t* const codes =
+        panel + step / traits.steps * traits.block_bytes() + traits.half_bytes() + step % traits.steps * traits.step_bytes();
     for (int64_t k = 0; k < kPanelStep; ++k)
         for (int64_t r = 0; r < kPanelLanes; ++r) {
             const int code = get_code(codes, traits.bits, k, r);
             out.code[k][r] = static_cast<int16_t>((traits.table ? table.value[code] : code) - traits.zero);
         }
-    for (const int64_t half : {0, 1})
-        for (int64_t r = 0; r < kPanelLanes; ++r)
-            get_factors(out.scale[half][r], out.offset[half][r], type, halves, codes + traits.code_bytes() + r,
-                        traits.half_groups ? half : 0, r);
+    unpack_factors(out, type, panel, step);
 }
 
 }  // namespace fathom

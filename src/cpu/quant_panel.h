@@ -113,5 +113,6 @@ struct PanelStep {
 };
 // `panel`: its first byte.
 void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step);
+void unpack_factors(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step);  // all but the codes
 
 }  // namespace fathom
