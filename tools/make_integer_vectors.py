@@ -2,7 +2,8 @@
 """Writes tests/data/integers/vectors.safetensors: matrices in the integer layouts of Hugging Face's quantizers and the numbers they mean.
 
 Packed here by the published descriptions, one word at a time, without looking at the engine:
-  compressed-tensors  compressors/quantized_compressors/pack_quantized.py (pack_to_int32), naive_quantized.py
+  compressed-tensors  compressors/quantized_compressors/pack_quantized.py (pack_to_int32), naive_quantized.py; compressors/mxfp4,
+                      OCP Microscaling Formats 1.0 (E2M1 in groups of 32 with an E8M0 scale)
   GPTQ                AutoGPTQ's QuantLinear.pack (zero points less one) and GPTQModel's checkpoint_format gptq_v2 (as they are)
   AWQ                 AutoAWQ's WQLinear_GEMM.from_linear, order_map [0, 2, 4, 6, 1, 3, 5, 7]
 Per case c: c.weight_packed, c.qweight ... as in files, c.numbers F32, and c.layout U8[4] = index into LAYOUTS, bits, group size
@@ -17,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 OUT = Path(__file__).resolve().parent.parent / "tests/data/integers/vectors.safetensors"
-LAYOUTS = ["pack-quantized", "int-quantized", "gptq", "gptq_v2", "awq"]
+LAYOUTS = ["pack-quantized", "int-quantized", "gptq", "gptq_v2", "awq", "mxfp4-pack-quantized"]
 ROWS, COLUMNS = 24, 96
 
 
@@ -62,7 +63,19 @@ def awq(codes, zeros, scales):
     return {"qweight": pack(codes.T), "qzeros": pack(zeros.T), "scales": np.ascontiguousarray(scales.T)}
 
 
+def mxfp4(rng):
+    """Scales down to the subnormal 2^-127. The negative zero is 0, as ggml has it."""
+    codes = rng.integers(0, 16, (ROWS, COLUMNS)).astype(np.uint8)
+    exponents = rng.integers(100, 140, (ROWS, COLUMNS // 32)).astype(np.uint8)
+    exponents[0] = [0, 1, 127]
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    numbers = (values[codes].astype(np.float64) * np.repeat(2.0 ** (exponents.astype(int) - 127), 32, axis=1)).astype(np.float32)
+    return {"weight_packed": codes[:, 0::2] | codes[:, 1::2] << 4, "weight_scale": exponents, "numbers": numbers}
+
+
 def case(rng, layout, bits, group, asymmetric, shuffled=False):
+    if layout == "mxfp4-pack-quantized":
+        return {**mxfp4(rng), "layout": np.array([LAYOUTS.index(layout), bits, group, 0], np.uint8)}
     size = group or COLUMNS
     groups = COLUMNS // size
     codes = rng.integers(0, 1 << bits, (ROWS, COLUMNS))
@@ -91,7 +104,7 @@ def main():
     cases = [("pack-quantized", 4, 32, False), ("pack-quantized", 4, 32, True), ("pack-quantized", 4, 0, False),
              ("pack-quantized", 8, 32, False), ("pack-quantized", 8, 32, True), ("int-quantized", 8, 0, False),
              ("gptq", 4, 32, False), ("gptq", 4, 32, True), ("gptq_v2", 4, 32, True), ("gptq", 8, 32, False),
-             ("gptq", 4, 32, False, True), ("awq", 4, 32, True), ("awq", 4, 0, True)]
+             ("gptq", 4, 32, False, True), ("awq", 4, 32, True), ("awq", 4, 0, True), ("mxfp4-pack-quantized", 4, 32, False)]
     tensors = {}
     for i, arguments in enumerate(cases):
         for name, value in case(rng, *arguments).items():

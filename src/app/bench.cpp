@@ -64,28 +64,29 @@ int64_t peak_memory() {
 }
 
 void print_json(const BenchOptions& options, const Measurement& m, const Report& r, int threads, int64_t memory) {
-    const Json json{{"run", options.run},
-                    {"model", options.random_config.empty() ? options.model : options.random_config},
-                    {"parameters", m.parameters},
-                    {"dtype", m.dtype},
-                    {"threads", threads},
-                    {"repetitions", options.repetitions},
-                    {"tokens_per_repetition", m.tokens},
-                    {"tokens_per_second", r.tokens},
-                    {"tokens_per_second_min", r.slowest},
-                    {"tokens_per_second_max", r.fastest},
-                    {"cpu_seconds_per_token", median(m.cpu_seconds) / static_cast<double>(m.tokens)},
-                    {"peak_memory_bytes", memory},
-                    {"bytes_per_token", m.bytes_per_token},
-                    {"read_gb_per_s", r.read_bytes / 1e9},
-                    {"machine_read_gb_per_s", r.read_roof / 1e9},
-                    {"bandwidth_fraction", r.bandwidth_fraction()},
-                    {"flops_per_token", m.flops_per_token},
-                    {"f32_gflops", r.flops / 1e9},
-                    {"onednn_gflops", r.onednn_roof ? Json(*r.onednn_roof / 1e9) : Json()},
-                    {"fma_gflops", r.fma_roof / 1e9},
-                    {"matrix_roof", r.matrix_roof_name()},
-                    {"matrix_fraction", r.matrix_fraction()}};
+    Json json{{"run", options.run},
+              {"model", options.random_config.empty() ? options.model : options.random_config},
+              {"parameters", m.parameters},
+              {"dtype", m.dtype},
+              {"threads", threads},
+              {"repetitions", options.repetitions},
+              {"tokens_per_repetition", m.tokens},
+              {"tokens_per_second", r.tokens},
+              {"tokens_per_second_min", r.slowest},
+              {"tokens_per_second_max", r.fastest},
+              {"cpu_seconds_per_token", median(m.cpu_seconds) / static_cast<double>(m.tokens)},
+              {"peak_memory_bytes", memory},
+              {"bytes_per_token", m.bytes_per_token},
+              {"read_gb_per_s", r.read_bytes / 1e9},
+              {"machine_read_gb_per_s", r.read_roof / 1e9},
+              {"bandwidth_fraction", r.bandwidth_fraction()},
+              {"flops_per_token", m.flops_per_token},
+              {"f32_gflops", r.flops / 1e9},
+              {"onednn_gflops", r.onednn_roof ? Json(*r.onednn_roof / 1e9) : Json()},
+              {"fma_gflops", r.fma_roof / 1e9},
+              {"matrix_roof", r.matrix_roof_name()},
+              {"matrix_fraction", r.matrix_fraction()}};
+    if (m.paging) json["experts"] = m.paging->json();
     fmt::print("{}\n", json.dump(2));
 }
 
@@ -98,12 +99,15 @@ void print_text(const BenchOptions& options, const Measurement& m, const Report&
                human_bytes(static_cast<double>(memory)));
     fmt::print("{:<10} {}FLOP a token, {:.3g} GFLOP/s = {:.1f} % of {:.3g}: {}\n", "compute", human_count(m.flops_per_token),
                r.flops / 1e9, 100 * r.matrix_fraction(), r.matrix_roof() / 1e9, r.matrix_roof_name());
+    if (m.paging) fmt::print("{}\n", m.paging->summary());
 }
 
 void bench(const BenchOptions& options, const Globals& globals) {
     if (options.model.empty() == options.random_config.empty()) {
         throw Error(ErrorKind::kUsage, "give either a MODEL folder or --random-config FILE");
     }
+    if (options.ram > 0 && options.run == "train")
+        throw Error(ErrorKind::kUsage, "--ram is for decode and prefill: training holds the whole model");
     Device device(globals, options.run == "train");
     Roofs roofs(device.threads());
     Progress progress("bench " + options.run, options.repetitions, "rounds", globals.progress());
@@ -146,6 +150,11 @@ void declare(CLI::App& verb, BenchOptions& o) {
     number("--prompt-tokens", o.prompt_tokens, "prefill: new tokens of each prompt (0: 512); decode: added to --depth", text);
     number("--max-new-tokens", o.max_new_tokens, "decode: tokens per sequence and repetition; 0: 32", text);
     add_cache_type(verb, o.cache_type)->group(text);
+    verb.add_option("--ram", o.ram,
+                    "memory to use, as in 8G: routed experts that do not fit are read from the file when needed (CPU)")
+        ->type_name("SIZE")
+        ->transform(CLI::AsSizeValue(false))
+        ->group(text);
     number("--steps", o.steps, "optimizer steps per repetition; 0: 1", "Train");
     number("--sequence-length", o.sequence_length, "0: 1024, or what the training configuration says", "Train");
     verb.add_flag("--recompute", o.recompute, "recompute whole layers in the backward")->group("Train");

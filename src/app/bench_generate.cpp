@@ -59,6 +59,13 @@ public:
         const double experts = counts_ ? static_cast<double>(counter.take()) : expected;
         return static_cast<double>(forwards * model.dense_bytes()) + experts * static_cast<double>(model.expert_bytes());
     }
+    // From now on, and what was counted since: for a measurement.
+    void count_paging() {
+        if (paged_ != nullptr) before_ = paged_->cache().counters();
+    }
+    [[nodiscard]] std::optional<PagingFigures> paging() const {
+        return paged_ == nullptr ? std::nullopt : std::optional(paged_->figures(before_));
+    }
     [[nodiscard]] int64_t max_batch_rows() const { return engine.options().max_batch_rows; }
 
     BenchModel model;
@@ -66,6 +73,8 @@ public:
 
 private:
     bool counts_;
+    PagedExperts* paged_ = nullptr;
+    ExpertCache::Counters before_;
 
 public:
     ExpertCounter counter;
@@ -77,6 +86,8 @@ private:
         result.threads = &device.threads();
         result.cache_tokens = batch * (length + kSlack);
         result.cache_type = cache_type(options);
+        paged_ = model.page_experts(options, device.ops(), result.cache_tokens);
+        if (paged_ != nullptr) result.experts = &paged_->cache();
         result.prefill_chunk = usual_batch_rows(device.ops());
         result.max_batch_rows = std::max(result.prefill_chunk, batch);
         result.max_sequences = batch;
@@ -110,8 +121,9 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
         run.add(random_tokens(random, prompt, run.model.config().vocab_size), answer + 1);
     }
     (void)run.run_prompts();
+    run.count_paging();
 
-    Measurement result{run.batch * steps, {}, {}, 0, 0, run.model.dtype(), run.model.parameters()};
+    Measurement result{run.batch * steps, {}, {}, 0, 0, run.model.dtype(), run.model.parameters(), {}};
     double bytes = 0, keys = 0;
     const double cached = static_cast<double>(cache_bytes_per_token(run.model.config(), cache_type(options)));
     for (int64_t i = 0; i < options.repetitions; ++i) {
@@ -125,6 +137,7 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
         keys += length / static_cast<double>(options.repetitions);
         bytes += run.weight_bytes(steps, run.batch) + cached * length * static_cast<double>(result.tokens);
     }
+    result.paging = run.paging();
     result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens);
     result.flops_per_token = count_flops(run.model.config(), keys, AttentionForm::kAbsorbed).forward();
     return result;
@@ -142,7 +155,8 @@ Measurement bench_prefill(const BenchOptions& options, Device& device, const Bet
         (void)run.run_prompts();
     }
 
-    Measurement result{run.batch * fresh, {}, {}, 0, 0, run.model.dtype(), run.model.parameters()};
+    run.count_paging();
+    Measurement result{run.batch * fresh, {}, {}, 0, 0, run.model.dtype(), run.model.parameters(), {}};
     double bytes = 0;
     for (int64_t i = 0; i < options.repetitions; ++i) {
         for (std::vector<int32_t> prompt : prefixes) {
@@ -157,6 +171,7 @@ Measurement bench_prefill(const BenchOptions& options, Device& device, const Bet
         watch.stop(result);
         bytes += run.weight_bytes(steps, run.max_batch_rows());
     }
+    result.paging = run.paging();
     // The cache behind a chunk is read once per chunk; about half of the new tokens stand behind the average one.
     const int64_t chunk = run.engine.options().prefill_chunk;
     const double chunks = static_cast<double>((fresh + chunk - 1) / chunk);

@@ -9,6 +9,7 @@
 
 #include "app/random_weights.h"
 #include "base/error.h"
+#include "model/memory_plan.h"
 
 namespace fathom {
 namespace {
@@ -27,8 +28,13 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
             throw Error(ErrorKind::kUsage, "--dtype " + options.dtype +
                                                " draws codes for --random-config; a model has those of its files, and " +
                                                "fathom quantize makes a folder of them");
-        loaded_ = load_model(options.model, ops, {.dtype = dtype, .with_mtp = options.with_mtp, .pack_plain = true});
+        if (dtype && options.ram > 0)
+            throw Error(ErrorKind::kUsage, "--ram computes with the weights as they are stored: leave --dtype out");
+        loaded_ =
+            load_model(options.model, ops,
+                       {.dtype = dtype, .with_mtp = options.with_mtp, .page_experts = options.ram > 0, .pack_plain = true});
     } else {
+        if (options.ram > 0) throw Error(ErrorKind::kUsage, "--ram reads experts from a file: --random-config has none");
         loaded_.config = read_config_file(options.random_config).model;
         if (!options.with_mtp) loaded_.config.num_nextn_predict_layers = 0;
         loaded_.model = std::make_unique<DeepSeek>(loaded_.config);
@@ -37,6 +43,13 @@ BenchModel::BenchModel(const BenchOptions& options, Ops& ops) {
         pack_plain(loaded_, ops);
     }
     count_bytes();
+}
+
+PagedExperts* BenchModel::page_experts(const BenchOptions& options, Ops& ops, int64_t cache_tokens) {
+    if (options.ram == 0) return nullptr;
+    const int64_t cache = cache_tokens * cache_bytes_per_token(config(), *cache_type_from_name(options.cache_type));
+    paged_ = std::make_unique<PagedExperts>(loaded_, ops, options.ram, cache);
+    return paged_.get();
 }
 
 // Nothing is added to the residual stream, and a module's input is the embedding of the token ahead: the model says what

@@ -20,6 +20,8 @@ public:
     BenchModel(const BenchOptions& options, Ops& ops);
 
     [[nodiscard]] const DeepSeek& model() const { return *loaded_.model; }
+    // Where experts come from with `ram`, beside a cache of so many tokens; nothing without.
+    [[nodiscard]] PagedExperts* page_experts(const BenchOptions& options, Ops& ops, int64_t cache_tokens);
     [[nodiscard]] const ModelConfig& config() const { return loaded_.model->config(); }
     [[nodiscard]] std::string dtype() const;
     [[nodiscard]] int64_t parameters() const { return parameters_; }
@@ -30,6 +32,7 @@ public:
 
 private:
     LoadedModel loaded_;
+    std::unique_ptr<PagedExperts> paged_;  // goes before the model
     int64_t parameters_ = 0, dense_bytes_ = 0, expert_bytes_ = 0;
 
     void make_modules_agree(double share, Ops& ops);

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "app/config_file.h"
 #include "app/device.h"
+#include "app/paged_experts.h"
 
 namespace fathom {
 
@@ -27,16 +29,18 @@ struct BenchOptions {
     int64_t sequence_length = 0;
     bool recompute = false;
     int64_t repetitions = 5;
+    int64_t ram = 0;  // decode, prefill: bytes; 0: the whole model in memory
 };
 
 struct Measurement {
-    int64_t tokens = 0;               // per repetition
-    std::vector<double> seconds;      // of the repetitions
-    std::vector<double> cpu_seconds;  // of the process in them, all threads: little disturbed by other work on the machine
-    double bytes_per_token = 0;       // decode, prefill: weights and cache; train: everything that the list of ops touches
-    double flops_per_token = 0;       // count_flops
-    std::string dtype;                // of the weights
-    int64_t parameters = 0;           // in memory
+    int64_t tokens = 0;                   // per repetition
+    std::vector<double> seconds;          // of the repetitions
+    std::vector<double> cpu_seconds;      // of the process in them, all threads: little disturbed by other work on the machine
+    double bytes_per_token = 0;           // decode, prefill: weights and cache; train: everything that the list of ops touches
+    double flops_per_token = 0;           // count_flops
+    std::string dtype;                    // of the weights
+    int64_t parameters = 0;               // in memory
+    std::optional<PagingFigures> paging;  // with `ram`: in the repetitions
 };
 
 // Times one repetition, from its construction on.

@@ -84,7 +84,7 @@ void print_json(const Options& options, const Answer& answer, const SpeedMeter& 
         object["draft_n"] = answer.drafted;
         object["draft_n_accepted"] = answer.accepted;
     }
-    if (paged != nullptr) object["experts"] = paged->json();
+    if (paged != nullptr) object["experts"] = paged->figures().json();
     fmt::print("{}\n", object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
@@ -111,7 +111,7 @@ void generate(const Options& options, const Globals& globals) {
     std::fflush(stdout);
     if (globals.quiet) return;
     fmt::print(stderr, "{}{} ({})\n", meter.summary(prompt_tokens), answer.draft_summary(), answer.finish_reason);
-    if (model.paged() != nullptr) fmt::print(stderr, "{}\n", model.paged()->summary());
+    if (model.paged() != nullptr) fmt::print(stderr, "{}\n", model.paged()->figures().summary());
 }
 
 }  // namespace

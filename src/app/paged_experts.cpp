@@ -40,21 +40,30 @@ int64_t left_for_experts(LoadedModel& loaded, const Ops& ops, int64_t ram, int64
 PagedExperts::PagedExperts(LoadedModel& loaded, Ops& ops, int64_t ram, int64_t cache_bytes)
     : cache_(*loaded.model, ops, background_, left_for_experts(loaded, ops, ram, cache_bytes)) {}
 
-std::string PagedExperts::summary() const {
-    const ExpertCache::Counters n = cache_.counters();
-    return fmt::format(
-        "experts: room for {} of {}, {:.1f} % in memory when wanted ({} of {} fetches foreseen), {} read, waited {:.2f} s",
-        cache_.slots(), cache_.experts(), 100 * n.hit_rate(), n.foreseen, n.fetched,
-        human_bytes(static_cast<double>(n.bytes_read)), n.stalled_seconds);
+PagingFigures PagedExperts::figures(const ExpertCache::Counters& before) const {
+    return {cache_.slots(), cache_.experts(), cache_.counters() - before};
 }
 
-nlohmann::ordered_json PagedExperts::json() const {
-    const ExpertCache::Counters n = cache_.counters();
-    return {{"slots", cache_.slots()},    {"experts", cache_.experts()},
-            {"required", n.required},     {"hits", n.hits},
-            {"hit_rate", n.hit_rate()},   {"foreseen", n.foreseen},
-            {"recalled", n.recalled},     {"fetched", n.fetched},
-            {"bytes_read", n.bytes_read}, {"stalled_seconds", n.stalled_seconds}};
+std::string PagingFigures::summary() const {
+    const ExpertCache::Counters& n = counted;
+    return fmt::format(
+        "experts: room for {} of {}, {:.1f} % in memory when wanted ({} of {} fetches foreseen), {} read, waited {:.2f} s",
+        slots, experts, 100 * n.hit_rate(), n.foreseen, n.fetched, human_bytes(static_cast<double>(n.bytes_read)),
+        n.stalled_seconds);
+}
+
+nlohmann::ordered_json PagingFigures::json() const {
+    const ExpertCache::Counters& n = counted;
+    return {{"slots", slots},
+            {"experts", experts},
+            {"required", n.required},
+            {"hits", n.hits},
+            {"hit_rate", n.hit_rate()},
+            {"foreseen", n.foreseen},
+            {"recalled", n.recalled},
+            {"fetched", n.fetched},
+            {"bytes_read", n.bytes_read},
+            {"stalled_seconds", n.stalled_seconds}};
 }
 
 }  // namespace fathom

@@ -11,6 +11,14 @@
 
 namespace fathom {
 
+struct PagingFigures {
+    int64_t slots = 0, experts = 0;
+    ExpertCache::Counters counted;
+
+    [[nodiscard]] std::string summary() const;  // "experts: room for 412 of 1664, 93.1 % in memory when wanted, ..."
+    [[nodiscard]] nlohmann::ordered_json json() const;
+};
+
 // An ExpertCache with what `ram` bytes leave after the weights that every token needs, `cache_bytes` of latents, and room to
 // work in. Stays where it was built; the model must outlive it.
 class PagedExperts {
@@ -19,8 +27,9 @@ public:
     PagedExperts(LoadedModel& loaded, Ops& ops, int64_t ram, int64_t cache_bytes);
 
     [[nodiscard]] ExpertCache& cache() { return cache_; }
-    [[nodiscard]] std::string summary() const;  // "experts: 412 of 1664 in memory, 93.1 % hits, ..."
-    [[nodiscard]] nlohmann::ordered_json json() const;
+    [[nodiscard]] const ExpertCache& cache() const { return cache_; }
+    // What was counted since the cache was built, or since `before`.
+    [[nodiscard]] PagingFigures figures(const ExpertCache::Counters& before = {}) const;
 
 private:
     ThreadPool thread_{1};

@@ -35,31 +35,38 @@ struct Options {
             max_shard_bytes = kMaxShardBytes;
 };
 
-bool is_folder_type(const std::string& type) { return type == "int8" || type == "int4" || type == "fp8"; }
+bool is_folder_type(const Options& o) {
+    return o.type == "int8" || o.type == "int4" || o.type == "fp8" || (o.type == "mxfp4" && !o.out.ends_with(".gguf"));
+}
+
+// Whether a type of folders has scales that leave nothing to choose.
+bool has_fixed_scales(const std::string& type) { return type == "fp8" || type == "mxfp4"; }
 
 GgufType parse_type(const std::string& name) {
     if (name == "f32") return {DType::kF32};
     if (name == "f16") return {DType::kF16};
     if (name == "bf16") return {DType::kBF16};
     if (const auto block = block_type_from_name(name)) return {DType::kU8, *block};
-    throw Error(ErrorKind::kUsage,
-                fmt::format("--type {}: expected int8, int4 or fp8 for a folder; f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, "
-                            "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs or mxfp4 for a GGUF file",
-                            name));
+    throw Error(
+        ErrorKind::kUsage,
+        fmt::format("--type {}: expected int8, int4, fp8 or mxfp4 for a folder; f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, "
+                    "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs or mxfp4 for a GGUF file",
+                    name));
 }
 
 [[noreturn]] void refuse(const std::string& sentence) { throw Error(ErrorKind::kUsage, "quantize: " + sentence); }
 
 // rtn, imatrix, awq or gptq; the default is what --calibrate makes possible.
 std::string method_of(const Options& o) {
-    const bool folder = is_folder_type(o.type), text = !o.calibrate.empty();
+    const bool folder = is_folder_type(o), text = !o.calibrate.empty();
     if (!o.budget.empty() && !text) refuse("--budget needs --calibrate FILE, a text on which the types are compared");
-    const std::string fallback = !text ? "rtn" : folder && o.type != "fp8" ? "gptq" : "imatrix";
+    const bool fixed = folder && has_fixed_scales(o.type);
+    const std::string fallback = !text || fixed ? "rtn" : folder ? "gptq" : "imatrix";
     const std::string method = o.method.empty() ? fallback : o.method;
-    if ((method == "awq" || method == "gptq") && (!folder || o.type == "fp8"))
+    if ((method == "awq" || method == "gptq") && (!folder || fixed))
         refuse(fmt::format("--method {} is for --type int8 and int4", method));
-    if (o.type == "fp8" && method == "imatrix")
-        refuse("--type fp8 has nothing to choose: its scales are those of the largest number");
+    if (fixed && method == "imatrix")
+        refuse(fmt::format("--type {} has nothing to choose: its scales are those of the largest number", o.type));
     if (method != "rtn" && !text)
         refuse(fmt::format("--method {} needs --calibrate FILE, a text to measure activations on", method));
     return method;
@@ -67,8 +74,8 @@ std::string method_of(const Options& o) {
 
 StoredAs stored_as(const Options& o, const ModelConfig& config) {
     StoredAs wanted;
-    if (o.type == "fp8") {
-        wanted.scheme = Scheme::kFp8Block;
+    if (has_fixed_scales(o.type)) {
+        wanted.scheme = o.type == "fp8" ? Scheme::kFp8Block : Scheme::kBlocks;
         return wanted;
     }
     const DType numbers = config.torch_dtype == "float32"   ? DType::kF32
@@ -88,9 +95,11 @@ void check_folder_options(const Options& o) {
     if (!o.budget.empty() && (o.type != "int4" || (!o.layout.empty() && o.layout != "compressed-tensors")))
         refuse("--budget to a folder starts from --type int4 and needs the layout compressed-tensors");
     if (o.type == "fp8" && !o.layout.empty()) refuse("--type fp8 has one layout, that of DeepSeek's releases");
+    if (o.type == "mxfp4" && !o.layout.empty() && o.layout != "compressed-tensors")
+        refuse("--type mxfp4 has one layout, compressed-tensors");
 }
 
-// All that the bytes of a folder depend on: what an unfinished one must have been begun with to be gone on with.
+// All that the bytes of OUT depend on: what an unfinished one must have been begun with to be gone on with.
 std::string job_of(const Options& o, const std::string& method) {
     const auto stamp = [](const fs::path& path) {
         return Json::array({fs::absolute(path).lexically_normal().string(), fs::file_size(path),
@@ -110,6 +119,7 @@ std::string job_of(const Options& o, const std::string& method) {
     job["group_size"] = o.group_size;
     job["asymmetric"] = o.asymmetric;
     job["max_shard_bytes"] = o.max_shard_bytes;
+    job["mtp"] = o.mtp;
     if (!o.budget.empty()) job["budget"] = {o.budget, o.sensitivity_tokens};
     if (!o.calibrate.empty()) {
         job["calibrate"] = stamp(o.calibrate);
@@ -120,7 +130,10 @@ std::string job_of(const Options& o, const std::string& method) {
 
 void check_out_folder(const fs::path& out, const std::string& job) {
     if (!fs::exists(out)) return;
-    if (!fs::is_directory(out)) refuse(fmt::format("OUT {} is a file; --type int8, int4 and fp8 write a folder", out.string()));
+    if (!fs::is_directory(out))
+        refuse(
+            fmt::format("OUT {} is a file; --type int8, int4 and fp8 write a folder, mxfp4 too where OUT does not end in .gguf",
+                        out.string()));
     if (fs::is_empty(out)) return;
     const auto unfinished = unfinished_job(out);
     if (!unfinished)
@@ -192,6 +205,8 @@ void write_gguf(const Options& o, OpenModel& model, std::span<const int32_t> cal
                 const Globals& globals, QuantizeReport& report) {
     Progress progress("quantize", 0, "bytes", globals.progress());
     GgufSaveOptions save{.type = parse_type(o.type), .name = fs::path(o.in).stem().string()};
+    save.job = job_of(o, report.method);
+    save.keep_bytes = std::min(o.max_shard_bytes, kGgufKeepBytes);
     if (model.gguf() != nullptr)
         save.tokenizer_of = model.gguf();
     else if (model.tokenizer() != nullptr)
@@ -213,7 +228,7 @@ void write_gguf(const Options& o, OpenModel& model, std::span<const int32_t> cal
 }
 
 void quantize(const Options& o, const Globals& globals) {
-    const bool folder = is_folder_type(o.type);
+    const bool folder = is_folder_type(o);
     QuantizeReport report{.in = o.in, .out = o.out, .type = o.type, .method = method_of(o)};
     if (folder) {
         check_folder_options(o);
@@ -233,7 +248,9 @@ void quantize(const Options& o, const Globals& globals) {
     OpenModel model(source, here, text ? OpenModel::Text::kNeeded : OpenModel::Text::kWanted);
     if (!model.ops().sees_host_memory()) refuse("it computes on the CPU: leave --device away");
     if (!source.with_mtp && model.has_mtp_modules() && !globals.quiet) fmt::print(stderr, "{}\n", kMtpLeftOut);
-    std::vector<int32_t> calibration;
+    if (!o.budget.empty()) (void)parse_budget(o.budget, 1);
+    std::vector<int32_t> calibration, evaluation;  // read before the work begins
+    if (!o.evaluate.empty()) evaluation = read_text_tokens(*model.tokenizer(), o.evaluate, o.evaluation_tokens);
     if (!o.calibrate.empty()) calibration = read_text_tokens(*model.tokenizer(), o.calibrate, o.calibration_tokens);
     if (folder) {
         write_folder(o, model, calibration, globals, report);
@@ -245,8 +262,7 @@ void quantize(const Options& o, const Globals& globals) {
         write_gguf(o, model, calibration, importance, globals, report);
     }
     if (!o.evaluate.empty()) {
-        const auto tokens = read_text_tokens(*model.tokenizer(), o.evaluate, o.evaluation_tokens);
-        report.measured = measure_divergence(model.model(), o.out, model.ops(), tokens, o.context, globals.progress());
+        report.measured = measure_divergence(model.model(), o.out, model.ops(), evaluation, o.context, globals.progress());
     }
     report.print(globals.json);
 }
@@ -264,9 +280,10 @@ void add_quantize(CLI::App& app, Globals& globals) {
         "  fathom quantize MODEL model-fp8 --type fp8        the layout of DeepSeek's own releases\n");
     verb->add_option("in", o->in, "a Hugging Face model folder, or a GGUF file")->required()->type_name("IN");
     verb->add_option("out", o->out, "the folder or GGUF file to write")->required()->type_name("OUT");
-    verb->add_option("--type", o->type,
-                     "of the matrices. To a folder: int8, int4, fp8. To a GGUF file: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, "
-                     "q5_1, q2_k to q6_k, iq4_nl, iq4_xs, mxfp4")
+    verb->add_option(
+            "--type", o->type,
+            "of the matrices. To a folder: int8, int4, fp8, mxfp4. To a GGUF file: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, "
+            "q5_1, q2_k to q6_k, iq4_nl, iq4_xs, mxfp4")
         ->type_name("TYPE");
     verb->add_option("--method", o->method,
                      "rtn: round to nearest; imatrix: errors count by the size of activations; awq, gptq: for int8 and int4. "
@@ -300,7 +317,8 @@ void add_quantize(CLI::App& app, Globals& globals) {
     number("--eval-tokens", o->evaluation_tokens, 2, "read at most this many of --eval");
     number("--context", o->context, 2, "tokens of a window, in both");
     number("--max-shard-bytes", o->max_shard_bytes, 1,
-           "of a folder's files; an interrupted quantization goes on behind the last whole one");
+           "of a folder's files; an interrupted quantization goes on behind the last whole one (GGUF: behind 256 MB of "
+           "whole tensors, or less)");
     verb->callback([o, &globals] { quantize(*o, globals); });
 }
 

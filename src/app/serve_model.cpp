@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "app/paged_experts.h"
 #include "base/error.h"
 #include "serve/protocols.h"
 
@@ -29,8 +30,9 @@ EngineOptions engine_options(OpenModel& model, const ServeOptions& options, Expe
     return result;
 }
 
-ServiceOptions service_options(const ServeOptions& options) {
+ServiceOptions service_options(const ServeOptions& options, const PagedExperts* paged) {
     ServiceOptions result = options.service;
+    if (paged != nullptr) result.paged_experts = &paged->cache();
     result.ttft_slo = options.ttft_slo_ms / 1e3;
     return result;
 }
@@ -91,6 +93,6 @@ OpenService::OpenService(const ServeOptions& options, const Globals& globals)
       engine_(std::make_unique<EngineThread>(model_.model(), model_.ops(), engine_options(model_, options, experts_),
                                              SloOptions{options.tpot_slo_ms / 1e3, options.ttft_slo_ms / 1e3})),
       service_(std::make_unique<Service>(describe(model_, options, engine_->max_length()), *engine_, &experts_,
-                                         service_options(options))) {}
+                                         service_options(options, model_.paged()))) {}
 
 }  // namespace fathom

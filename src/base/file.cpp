@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <utility>
 
@@ -21,6 +22,10 @@ constexpr size_t kWriteBuffer = 1 << 20;
     const int code = errno;
     const std::string advice = code == ENOSPC || code == EDQUOT ? " (the disk is full: free some space and run again)" : "";
     throw Error(ErrorKind::kIo, fmt::format("{}: cannot {}: {}{}", path.string(), action, std::strerror(code), advice));
+}
+
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+    return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
 }  // namespace
@@ -64,16 +69,51 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     return *this;
 }
 
-AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)), partial_(path_.string() + ".partial") {
-    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+AtomicFile::AtomicFile(std::filesystem::path path, std::string job)
+    : path_(std::move(path)),
+      partial_(path_.string() + ".partial"),
+      journal_(partial_.string() + ".job"),
+      job_(std::move(job)) {
+    if (std::filesystem::is_directory(path_)) {
+        errno = EISDIR;
+        fail(path_, "write");
+    }
+    const int truncate = job_.empty() ? O_TRUNC : 0;
+    fd_ = ::open(partial_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | truncate, 0644);
     if (fd_ < 0) fail(partial_, "create");
+    if (!job_.empty()) written_ = kept_by_job();
+    kept_ = written_ > 0;
+    // Before the bytes that it speaks of are gone.
+    if (!kept_ && ::unlink(journal_.c_str()) == 0) sync_directory(folder_of(path_));
+    const auto at = static_cast<off_t>(written_);
+    if (truncate == 0 && (::ftruncate(fd_, at) != 0 || ::lseek(fd_, at, SEEK_SET) != at)) fail(partial_, "cut");
     pending_.reserve(kWriteBuffer);
 }
 
 AtomicFile::~AtomicFile() {
     if (fd_ < 0) return;
     ::close(fd_);
+    if (kept_) return;
     ::unlink(partial_.c_str());
+}
+
+// The journal is one line with the number of bytes, and behind it the job.
+uint64_t AtomicFile::kept_by_job() const {
+    struct stat info {};
+    if (::fstat(fd_, &info) != 0 || !std::filesystem::exists(journal_)) return 0;
+    const std::string journal = read_text(journal_);
+    uint64_t kept = 0;
+    const auto [end, error] = std::from_chars(journal.data(), journal.data() + journal.size(), kept);
+    const bool ours = error == std::errc() && std::string_view(end, journal.data() + journal.size()) == "\n" + job_;
+    return ours && kept <= static_cast<uint64_t>(info.st_size) ? kept : 0;
+}
+
+void AtomicFile::keep() {
+    check(!job_.empty(), "AtomicFile::keep: without a job");
+    flush();
+    if (::fdatasync(fd_) != 0) fail(partial_, "sync");
+    write_text_atomically(journal_, fmt::format("{}\n{}", written_, job_));
+    kept_ = true;
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
@@ -103,8 +143,14 @@ void AtomicFile::commit() {
     flush();
     if (::fsync(fd_) != 0) fail(partial_, "sync");
     if (::close(std::exchange(fd_, -1)) != 0) fail(partial_, "close");
-    if (::rename(partial_.c_str(), path_.c_str()) != 0) fail(path_, "rename into place");
-    sync_directory(path_.has_parent_path() ? path_.parent_path() : std::filesystem::path("."));
+    if (::rename(partial_.c_str(), path_.c_str()) != 0) {
+        const int code = errno;
+        ::unlink(partial_.c_str());
+        errno = code;
+        fail(path_, "rename into place");
+    }
+    if (!job_.empty()) ::unlink(journal_.c_str());
+    sync_directory(folder_of(path_));
 }
 
 std::string read_text(const std::filesystem::path& path) {

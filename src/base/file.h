@@ -33,23 +33,31 @@ private:
 };
 
 // Writes to `path`.partial, then fsync and rename in commit(). Destroyed without commit, it leaves nothing behind.
+//
+// With a `job` (a text that says all that the bytes depend on) what keep() was called behind stays, should the process end:
+// the next file of that path and job goes on there, and its first size() bytes are written. `path`.partial.job says how many.
+// Another job's are thrown away.
 class AtomicFile {
 public:
-    explicit AtomicFile(std::filesystem::path path);
+    explicit AtomicFile(std::filesystem::path path, std::string job = "");
     ~AtomicFile();
     AtomicFile(const AtomicFile&) = delete;
     AtomicFile& operator=(const AtomicFile&) = delete;
 
     void write(std::span<const std::byte> bytes);  // throws Error{kIo}, naming a full disk as such
     void write(std::string_view text);
+    void keep();  // syncs; only with a job
     void commit();
     [[nodiscard]] uint64_t size() const { return written_; }
 
 private:
-    std::filesystem::path path_, partial_;
+    std::filesystem::path path_, partial_, journal_;
+    std::string job_;
+    bool kept_ = false;
     int fd_ = -1;
     uint64_t written_ = 0;
     std::vector<std::byte> pending_;
+    [[nodiscard]] uint64_t kept_by_job() const;
     void flush();
     void write_through(std::span<const std::byte> bytes);
 };

@@ -95,21 +95,28 @@ private:
         if (const auto plain = loaded_.files->find(name); plain && plain->dtype != DType::kI8) return false;
         const FindTensor find = [this](const std::string& wanted) { return loaded_.files->find(wanted); };
         try {
-            const auto stored = read_integers(integer_layout(*q), find, name, param.rows, param.cols, integers_arena(), used_);
+            const auto read = [&](Arena& arena) {
+                return read_integers(integer_layout(*q), find, name, param.rows, param.cols, arena, used_);
+            };
+            const auto stored = read(integers_arena());
             if (!stored) return false;
             if (options_.check_nan && stored->scales && any_nan(stored->scales))
                 problems_.push_back("the scales of " + name + " hold NaN");
             else
                 param.weight = integers_for_device(*stored, name, param);
+            // Not packed after all: where it lasts.
+            if (param.weight.scheme == Scheme::kBlocks && &integers_arena() == &unpacked_)
+                param.weight = *read(*loaded_.weights);
         } catch (const Error& error) {
             problems_.emplace_back(error.what());
         }
         return true;
     }
 
-    // Where a layout is unpacked to: memory that need not last where the numbers go elsewhere.
+    // Where a layout is unpacked to: memory that need not last where the numbers go elsewhere, MXFP4's into panels.
     [[nodiscard]] Arena& integers_arena() {
-        if (ops_.sees_host_memory() && !options_.dtype) return *loaded_.weights;
+        const bool panels = options_.pack && integer_layout(*quantization_) == IntegerLayout::kMxfp4;
+        if (ops_.sees_host_memory() && !options_.dtype && !panels) return *loaded_.weights;
         unpacked_.clear();
         return unpacked_;
     }
@@ -117,7 +124,11 @@ private:
     [[nodiscard]] Weight integers_for_device(const Weight& stored, const std::string& name, const Param& param) {
         if (options_.dtype) return in_numbers(stored, param, *options_.dtype);
         if (!ops_.sees_host_memory()) return on_device(stored, name, param);
-        const bool cut = name.ends_with(kBothWays);  // into heads: as it is
+        // Into heads: as it is, but blocks where heads are whole panels.
+        const auto& c = loaded_.config;
+        const bool panels = stored.scheme == Scheme::kBlocks && c.qk_nope_head_dim % Weight::kPanelRows == 0 &&
+                            c.v_head_dim % Weight::kPanelRows == 0;
+        const bool cut = name.ends_with(kBothWays) && !panels;
         return options_.pack && !cut ? ops_.pack(stored, *loaded_.weights) : stored;
     }
 
@@ -158,7 +169,8 @@ private:
     // Codes as they are, but of matrices that are not only multiplied by along their columns: those are numbers of the
     // activations' type.
     [[nodiscard]] Weight on_device(const Weight& stored, const std::string& name, const Param& param) {
-        const bool codes = stored.scheme != Scheme::kPlain && !name.ends_with(kBothWays) && name != "model.embed_tokens.weight";
+        const bool codes = stored.scheme != Scheme::kPlain && stored.scheme != Scheme::kBlocks && !name.ends_with(kBothWays) &&
+                           name != "model.embed_tokens.weight";
         return codes ? visible(stored) : in_numbers(stored, param, ops_.compute_dtype());
     }
 
@@ -254,8 +266,8 @@ std::vector<SavedTensor> tensors_to_save(DeepSeek& model, bool with_copies) {
     std::vector<SavedTensor> result;
     const auto& q = model.config().quantization_config;
     const auto add = [&](const std::string& name, const Weight& weight) {
-        if (weight.scheme == Scheme::kGroups) {
-            check(q && q->integers(), name + " has whole numbers that config.json knows nothing of");
+        if (weight.scheme == Scheme::kGroups || weight.scheme == Scheme::kBlocks) {
+            check(q && q->integers(), name + " has codes that config.json knows nothing of");
             for (TensorSpec& spec :
                  integer_specs(integer_layout(*q), name, weight.out_features(), weight.in_features(), group_format(weight)))
                 result.push_back({std::move(spec), {}, name, weight});
@@ -285,7 +297,8 @@ int64_t device_bytes(const std::string& name, const Param& param, const LoadedMo
     const auto& q = loaded.config.quantization_config;
     const bool codes = !found || found->dtype == DType::kI8 || found->dtype == DType::kF8E4M3;
     if (options.dtype) return param.size() * size_of(*options.dtype);
-    if (codes && name.ends_with(kBothWays)) return param.size() * size_of(ops.compute_dtype());
+    const bool mxfp4 = q && q->integers() && integer_layout(*q) == IntegerLayout::kMxfp4;
+    if (codes && (mxfp4 || name.ends_with(kBothWays))) return param.size() * size_of(ops.compute_dtype());
     if (found) return param.size() * size_of(found->dtype);
     int64_t bits = 0;  // none: the loader will say what is missing
     if (q && q->integers())

@@ -50,9 +50,10 @@ public:
             specs.push_back(planned.spec);
             total += planned.spec.bytes();
         }
-        GgufWriter writer(file, metadata(), specs);
+        GgufWriter writer(file, metadata(), specs, options_.job, options_.keep_bytes);
         for (const Planned& planned : tensors_) {
-            for (const auto& [name, param] : planned.parts) write(writer, planned, name, *param);
+            if (&planned >= &tensors_[0] + writer.first())
+                for (const auto& [name, param] : planned.parts) write(writer, planned, name, *param);
             done += planned.spec.bytes();
             if (options_.progress) options_.progress(planned.spec.name, type_of(planned.spec), done, total);
         }
@@ -113,7 +114,8 @@ private:
         if (spec.shape.size() > 1) {
             const Weight& w = param.weight;
             GgufType wanted{w.scheme == Scheme::kPlain ? w.codes.dtype : DType::kBF16};
-            if (w.scheme == Scheme::kBlocks) wanted = {DType::kU8, w.block};
+            // Transposed, the keys' blocks would be rounded anew.
+            if (w.scheme == Scheme::kBlocks && rows != Rows::kKeys) wanted = {DType::kU8, w.block};
             if (options_.type) wanted = *options_.type;
             if (const auto found = options_.types.find(key); found != options_.types.end()) wanted = found->second;
             const GgufType type = gguf_type_for(spec.name, spec.shape.back(), wanted);

@@ -34,6 +34,8 @@ struct GgufSaveOptions {
     std::string name = "fathom";             // general.name
     bool merged_kv_b = false;                // attn_kv_b instead of attn_k_b and attn_v_b: for llama.cpp from before May 2025
     const Importance* importance = nullptr;
+    std::string job;  // GgufWriter's: all that the bytes depend on; empty: an interrupted save leaves nothing behind
+    int64_t keep_bytes = kGgufKeepBytes;
     std::function<void(const std::string& tensor, const GgufType& type, int64_t done, int64_t total)> progress;  // in bytes
 };
 
@@ -42,9 +44,10 @@ struct GgufSaveOptions {
 // F16).
 [[nodiscard]] GgufType gguf_type_for(const std::string& gguf_name, int64_t columns, const GgufType& wanted);
 
-// Streams the file, one expert or head in memory at a time; complete or not at all. Weights must lie in host memory and not be
-// packed (LoadOptions::pack). MTP modules that the model has are written as llama.cpp of late 2026 reads them; older ones take
-// them for layers of the model. Throws Error{kInput} for what GGUF cannot hold: V1's attention, attention_bias.
+// Streams the file, one expert or head in memory at a time; complete or not at all, a later save of the same job goes on.
+// Weights must lie in host memory and not be packed (LoadOptions::pack). MTP modules that the model has are written as
+// llama.cpp of late 2026 reads them; older ones take them for layers of the model. Throws Error{kInput} for what GGUF cannot
+// hold: V1's attention, attention_bias.
 void save_gguf(const std::filesystem::path& file, DeepSeek& model, const GgufSaveOptions& options, ThreadPool& pool);
 
 }  // namespace fathom

@@ -24,6 +24,10 @@ uint32_t field(const Tensor& words, int64_t row, int64_t word, int64_t at, int64
     return words.as<const uint32_t>()[row * words.dim(1) + word] >> (at * bits) & ((1u << bits) - 1);
 }
 
+constexpr int64_t kMxfp4Columns = 32, kMxfp4Bytes = 17;  // of a block
+
+int nibble(const uint8_t* bytes, int64_t i) { return bytes[i / 2] >> (i % 2 * 4) & 15; }
+
 int64_t words_for(int64_t fields, int64_t bits) { return (fields * bits + 31) / 32; }
 
 class Reader {
@@ -42,6 +46,7 @@ public:
     std::optional<Weight> read() {
         if (layout_ == IntegerLayout::kPackQuantized) return read_pack_quantized();
         if (layout_ == IntegerLayout::kIntQuantized) return read_int_quantized();
+        if (layout_ == IntegerLayout::kMxfp4) return read_mxfp4();
         return read_transposed();
     }
 
@@ -160,6 +165,29 @@ private:
                                                        "supported, symmetric ones are",
                                                        stem_));
         return with(*codes, scales);
+    }
+
+    // ggml's blocks: the scale, then 16 bytes of which byte j holds columns j and j + 16.
+    std::optional<Weight> read_mxfp4() {
+        constexpr int64_t kColumns = kMxfp4Columns;
+        const auto packed = optional(".weight_packed");
+        if (!packed) return std::nullopt;
+        const Tensor scales = required(".weight_scale");
+        if (columns_ % kColumns != 0)
+            throw Error(ErrorKind::kInput, fmt::format("{}.weight_packed: {} columns are no multiple of 32", stem_, columns_));
+        require_shape(".weight_packed", *packed, DType::kU8, rows_, columns_ / 2);
+        require_shape(".weight_scale", scales, DType::kU8, rows_, columns_ / kColumns);
+        const auto *scale = scales.as<const uint8_t>(), *from = packed->as<const uint8_t>();
+        if (std::find(scale, scale + scales.size(), 255) != scale + scales.size())
+            throw Error(ErrorKind::kInput, fmt::format("{}.weight_scale holds NaN (the byte 255)", stem_));
+        const Tensor blocks = arena_.allocate(DType::kU8, {rows_, columns_ / kColumns * kMxfp4Bytes});
+        auto* to = blocks.as<uint8_t>();
+        for (int64_t b = 0; b < scales.size(); ++b, from += kColumns / 2) {
+            *to++ = scale[b];
+            for (int64_t j = 0; j < 16; ++j)
+                *to++ = static_cast<uint8_t>(nibble(from, j) | nibble(from, j + kColumns / 2) << 4);
+        }
+        return Weight(blocks, BlockType::kMxfp4);
     }
 
     // GPTQ and AWQ hold the transpose.
@@ -348,12 +376,27 @@ private:
     }
 };
 
+void fill_mxfp4(const Tensor& to, const Weight& w, bool scales) {
+    const auto* from = w.codes.as<const uint8_t>();
+    auto* bytes = to.as<uint8_t>();
+    for (const auto* end = from + w.codes.bytes(); from != end; from += kMxfp4Bytes) {
+        if (scales) {
+            *bytes++ = from[0];
+            continue;
+        }
+        // Column k is the low nibble of byte k, or the high one of byte k - 16.
+        const auto code = [from](int64_t k) { return from[1 + k % 16] >> (k / 16 * 4) & 15; };
+        for (int64_t k = 0; k < kMxfp4Columns; k += 2) *bytes++ = static_cast<uint8_t>(code(k) | code(k + 1) << 4);
+    }
+}
+
 }  // namespace
 
 IntegerLayout integer_layout(const QuantizationConfig& q) {
     if (q.quant_method == "awq") return IntegerLayout::kAwq;
     if (q.quant_method == "gptq") return q.format == "gptq_v2" ? IntegerLayout::kGptqV2 : IntegerLayout::kGptq;
     check(q.quant_method == "compressed-tensors", "integer_layout: a method without whole numbers");
+    if (q.format == "mxfp4-pack-quantized") return IntegerLayout::kMxfp4;
     return q.format == "int-quantized" ? IntegerLayout::kIntQuantized : IntegerLayout::kPackQuantized;
 }
 
@@ -373,6 +416,9 @@ std::vector<TensorSpec> integer_specs(IntegerLayout layout, const std::string& n
     switch (layout) {
         case IntegerLayout::kIntQuantized:
             return {{stem + ".weight", DType::kI8, {rows, columns}}, {stem + ".weight_scale", format.scales, {rows, groups}}};
+        case IntegerLayout::kMxfp4:
+            return {{stem + ".weight_packed", DType::kU8, {rows, columns / 2}},
+                    {stem + ".weight_scale", DType::kU8, {rows, columns / kMxfp4Columns}}};
         case IntegerLayout::kPackQuantized: {
             std::vector<TensorSpec> specs{{stem + ".weight_packed", DType::kI32, {rows, words_for(columns, bits)}},
                                           {stem + ".weight_scale", format.scales, {rows, groups}},
@@ -399,8 +445,18 @@ Tensor PackedTensor::tensor() const {
 }
 
 std::vector<PackedTensor> pack_integers(IntegerLayout layout, const std::string& name, const Weight& w) {
-    check(w.scheme == Scheme::kGroups, "pack_integers: not whole numbers in groups");
     std::vector<PackedTensor> result;
+    if (layout == IntegerLayout::kMxfp4) {
+        check(w.scheme == Scheme::kBlocks && w.block == BlockType::kMxfp4, "pack_integers: not MXFP4");
+        for (TensorSpec& spec : integer_specs(layout, name, w.out_features(), w.in_features(), {})) {
+            const bool scales = spec.name.ends_with("scale");
+            const int64_t bytes = spec.bytes();
+            result.push_back({std::move(spec), Buffer::host(bytes)});
+            fill_mxfp4(result.back().tensor(), w, scales);
+        }
+        return result;
+    }
+    check(w.scheme == Scheme::kGroups, "pack_integers: not whole numbers in groups");
     const Packer packer{layout, w};
     for (TensorSpec& spec : integer_specs(layout, name, w.out_features(), w.in_features(), group_format(w))) {
         const int64_t bytes = spec.bytes();
@@ -411,6 +467,7 @@ std::vector<PackedTensor> pack_integers(IntegerLayout layout, const std::string&
 }
 
 GroupFormat group_format(const Weight& w) {
+    if (w.scheme == Scheme::kBlocks) return {4, kMxfp4Columns, true};
     const int64_t groups = w.scales.dim(1), columns = w.in_features();
     return {w.codes.dtype == DType::kI8 ? 8 : 4, groups == 1 ? 0 : columns / groups, !w.zeros, w.scales.dtype};
 }

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "checkpoint/checkpoint.h"
+#include "quant/encode.h"
 #include "tensor/weight_row.h"
 
 namespace fathom {
@@ -18,6 +19,9 @@ namespace {
 constexpr float kLargestFp8 = 448;
 
 int64_t blocks(int64_t size) { return (size + kFp8Block - 1) / kFp8Block; }
+
+// Stored by the layouts of checkpoint/integer_layouts.h.
+bool in_groups(const StoredAs& stored) { return stored.scheme == Scheme::kGroups || stored.scheme == Scheme::kBlocks; }
 
 std::string module_of(const std::string& name) { return name.substr(0, name.rfind('.')); }
 
@@ -110,6 +114,7 @@ bool is_quantizable(const std::string& name, const Param& param) {
 
 std::string StoredAs::name() const {
     if (scheme == Scheme::kFp8Block) return "fp8";
+    if (scheme == Scheme::kBlocks) return "mxfp4";
     if (scheme == Scheme::kPlain) return "plain";
     const std::string size = groups.group_size > 0 ? fmt::format(" g{}", groups.group_size) : "";
     return fmt::format("int{}{}{}", groups.bits, size, groups.symmetric ? "" : " asymmetric");
@@ -123,10 +128,15 @@ const StoredAs& FolderPlan::of(const std::string& name) const {
 
 FolderPlan plan_folder(DeepSeek& model, const StoredAs& wanted, const std::string& method) {
     FolderPlan plan;
-    const bool integers = wanted.scheme == Scheme::kGroups;
-    if (integers) plan.config.quant_method = method;
+    const bool integers = wanted.scheme == Scheme::kGroups, mxfp4 = wanted.scheme == Scheme::kBlocks;
     StoredAs stored = wanted;
+    if (mxfp4) {
+        plan.config.quant_method = "compressed-tensors";
+        plan.config.format = "mxfp4-pack-quantized";
+        stored.groups = {4, traits_of(BlockType::kMxfp4).elements, true};
+    }
     if (integers) {
+        plan.config.quant_method = method;
         plan.config.format = method == "awq"    ? "gemm"
                              : method == "gptq" ? wanted.groups.symmetric ? "gptq" : "gptq_v2"
                              : wanted.groups.bits == 8 && wanted.groups.group_size == 0 ? "int-quantized"
@@ -135,8 +145,8 @@ FolderPlan plan_folder(DeepSeek& model, const StoredAs& wanted, const std::strin
     }
     model.visit([&](const std::string& name, Param& param) {
         if (!is_quantizable(name, param)) return;
-        const bool whole_rows = method == "compressed-tensors" || param.rows % 8 == 0;
-        if (integers && !(stored.groups.fits(param.cols) && whole_rows))
+        const bool whole_rows = mxfp4 || method == "compressed-tensors" || param.rows % 8 == 0;
+        if ((integers || mxfp4) && !(stored.groups.fits(param.cols) && whole_rows))
             plan.left_alone.push_back(name);
         else
             plan.parameters.emplace(name, stored);
@@ -153,7 +163,7 @@ void describe_plan(DeepSeek& model, FolderPlan& plan) {
     model.visit([&](const std::string& name, Param& param) {
         if (!param.is_matrix() || name == "model.embed_tokens.weight") return;
         const StoredAs& stored = plan.of(name);
-        if (stored.scheme != Scheme::kGroups) {
+        if (!in_groups(stored)) {
             plan.config.ignore.push_back(module_of(name));
             return;
         }
@@ -174,8 +184,7 @@ void describe_plan(DeepSeek& model, FolderPlan& plan) {
 std::vector<TensorSpec> specs_of_parameter(const FolderPlan& plan, const std::string& name, const Param& param) {
     const StoredAs& stored = plan.of(name);
     if (stored.scheme == Scheme::kFp8Block) return fp8_specs(name, param);
-    if (stored.scheme == Scheme::kGroups)
-        return integer_specs(integer_layout(plan.config), name, param.rows, param.cols, stored.groups);
+    if (in_groups(stored)) return integer_specs(integer_layout(plan.config), name, param.rows, param.cols, stored.groups);
     return plain_specs(stored, name, param);
 }
 
@@ -183,14 +192,21 @@ std::vector<PackedTensor> round_parameter(const FolderPlan& plan, const std::str
                                           const GroupCost& cost, ThreadPool& pool) {
     const StoredAs& stored = plan.of(name);
     if (stored.scheme == Scheme::kFp8Block) return fp8_tensors(name, param, pool);
-    if (stored.scheme != Scheme::kGroups) return plain_tensors(stored, name, param, pool);
+    if (!in_groups(stored)) return plain_tensors(stored, name, param, pool);
     Arena arena("quantized matrix", Buffer::host, 1 << 16);
-    const Weight to = allocate_groups(arena, param.rows, param.cols, stored.groups);
+    const BlockTraits& mxfp4 = traits_of(BlockType::kMxfp4);
+    const Weight to =
+        stored.scheme == Scheme::kGroups
+            ? allocate_groups(arena, param.rows, param.cols, stored.groups)
+            : Weight(arena.allocate(DType::kU8, {param.rows, param.cols / mxfp4.elements * mxfp4.bytes}), BlockType::kMxfp4);
     pool.parallel_for(param.rows, 8, [&](int64_t begin, int64_t end, int) {
         std::vector<float> row(static_cast<size_t>(param.cols));
         for (int64_t i = begin; i < end; ++i) {
             decode_row(row.data(), param.weight, i);
-            encode_groups(to, i, row.data(), cost);
+            if (to.scheme == Scheme::kGroups)
+                encode_groups(to, i, row.data(), cost);
+            else
+                encode_blocks(to.block, row.data(), to.rows(i, i + 1).codes.data, param.cols, nullptr);
         }
     });
     return packed_parameter(plan, name, to);

@@ -17,11 +17,11 @@ namespace fathom {
 
 // How one parameter is stored.
 struct StoredAs {
-    Scheme scheme = Scheme::kPlain;  // kPlain: as it is in memory; kFp8Block; kGroups
+    Scheme scheme = Scheme::kPlain;  // kPlain: as it is in memory; kFp8Block; kGroups; kBlocks: MXFP4
     GroupFormat groups;
     bool f32 = false;  // kPlain: as F32
 
-    [[nodiscard]] std::string name() const;  // "int4 g64", "fp8", "plain"
+    [[nodiscard]] std::string name() const;  // "int4 g64", "fp8", "mxfp4", "plain"
     bool operator==(const StoredAs&) const = default;
 };
 
@@ -39,7 +39,8 @@ struct FolderPlan {
 [[nodiscard]] bool is_quantizable(const std::string& name, const Param& param);
 
 // Every matrix of layers but routers as `wanted`; embedding, head, norms, routers and biases stay plain. A matrix that does not
-// fit `wanted` stays plain as well. `method`: compressed-tensors, gptq or awq; nothing of it is looked at for kFp8Block.
+// fit `wanted` stays plain as well. `method`: compressed-tensors, gptq or awq; nothing of it is looked at for kFp8Block and
+// kBlocks.
 [[nodiscard]] FolderPlan plan_folder(DeepSeek& model, const StoredAs& wanted, const std::string& method);
 // Writes plan.config's groups, targets and modules left alone from plan.parameters, which may differ from matrix to matrix
 // (compressed-tensors only).

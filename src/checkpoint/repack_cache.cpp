@@ -1,8 +1,11 @@
 #include "checkpoint/repack_cache.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 #include <xxhash.h>
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <utility>
@@ -85,12 +88,24 @@ std::string checksum_of(std::span<const NamedTensor> tensors) {
     return hash.text();
 }
 
+// Before the work of packing, not behind it.
+void require_writable(const fs::path& folder) {
+    std::error_code code;
+    fs::create_directories(folder, code);
+    if (!code && ::access(folder.c_str(), W_OK) == 0) return;
+    throw Error(ErrorKind::kIo, fmt::format("--repack-cache {}: cannot write to this folder: {}", folder.string(),
+                                            code ? code.message() : std::strerror(errno)));
+}
+
 }  // namespace
 
 RepackCache::RepackCache(const fs::path& folder, const GgufFile& source, Ops& ops)
     : identity_{{kSource, hash_of_source(source)}, {kLayout, hash_of_layouts(ops)}} {
     path_ = folder / fmt::format("{}-{}.safetensors", source.path().stem().string(), identity_[kSource]);
-    if (!fs::exists(path_)) return;
+    if (!fs::exists(path_)) {
+        require_writable(folder);
+        return;
+    }
     try {
         SafetensorsFile file(path_);
         const auto same = [&](const char* key, const std::string& value) {
@@ -103,6 +118,7 @@ RepackCache::RepackCache(const fs::path& folder, const GgufFile& source, Ops& op
     } catch (const Error&) {  // broken: packed again
         file_.reset();
     }
+    if (!file_) require_writable(folder);
 }
 
 std::optional<Weight> RepackCache::find(const GgufTensor& tensor) const {
@@ -124,8 +140,10 @@ void RepackCache::save() {
     metadata[kPadding] = "";
     const int64_t header = safetensors_header_bytes(added_, metadata);
     metadata[kPadding] = std::string(static_cast<size_t>((kAlignment - header % kAlignment) % kAlignment), ' ');
-    fs::create_directories(path_.parent_path());
-    write_safetensors(path_, added_, metadata);
+    // Under a name of its own: another process may be keeping the same file's.
+    const fs::path mine = fmt::format("{}.{}", path_.string(), ::getpid());
+    write_safetensors(mine, added_, metadata);
+    fs::rename(mine, path_);
     added_.clear();
 }
 

@@ -49,6 +49,16 @@ public:
         [[nodiscard]] double hit_rate() const {
             return required == 0 ? 1 : static_cast<double>(hits) / static_cast<double>(required);
         }
+        // What was counted since `before`.
+        [[nodiscard]] Counters operator-(const Counters& before) const {
+            return {required - before.required,
+                    hits - before.hits,
+                    foreseen - before.foreseen,
+                    recalled - before.recalled,
+                    fetched - before.fetched,
+                    bytes_read - before.bytes_read,
+                    stalled_seconds - before.stalled_seconds};
+        }
     };
     [[nodiscard]] Counters counters() const;
     [[nodiscard]] int64_t slots() const { return static_cast<int64_t>(slots_.size()); }

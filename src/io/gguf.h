@@ -90,21 +90,30 @@ struct GgufSpec {
     [[nodiscard]] int64_t bytes() const;
 };
 
+inline constexpr int64_t kGgufKeepBytes = int64_t{256} << 20;
+
 // Streams a file (version 3): metadata and the list of tensors first, then each tensor's data in the given order. Complete or
 // not at all. Integers are written as u32 where they fit and are not negative, else as i64; arrays of integers as i32.
+//
+// With a `job` (a text that says all that the bytes depend on) whole tensors stay behind when the process ends, after each
+// `keep_bytes` of them, and a writer of the same job goes on after them: with tensor first().
 class GgufWriter {
 public:
     GgufWriter(const std::filesystem::path& path, const std::vector<std::pair<std::string, GgufValue>>& metadata,
-               std::vector<GgufSpec> tensors);
+               std::vector<GgufSpec> tensors, std::string job = "", int64_t keep_bytes = kGgufKeepBytes);
     [[nodiscard]] std::span<const GgufSpec> order() const { return tensors_; }
+    // Index into order() of the tensor that the first write() must bring: 0 unless a job goes on.
+    [[nodiscard]] size_t first() const { return first_; }
     void write(std::span<const std::byte> part);  // of the next tensor of order(): the bytes after those written so far
     void commit();
 
 private:
     AtomicFile file_;
     std::vector<GgufSpec> tensors_;
-    size_t next_ = 0;
+    size_t first_ = 0, next_ = 0;
     int64_t written_ = 0;  // of tensor next_
+    bool has_job_;
+    uint64_t keep_bytes_, kept_ = 0;
     void pad();
 };
 

@@ -93,9 +93,11 @@ int64_t GgufSpec::bytes() const {
 }
 
 GgufWriter::GgufWriter(const std::filesystem::path& path, const std::vector<std::pair<std::string, GgufValue>>& metadata,
-                       std::vector<GgufSpec> tensors)
-    : file_(path),
-      tensors_(std::move(tensors)) {
+                       std::vector<GgufSpec> tensors, std::string job, int64_t keep_bytes)
+    : file_(path, job),
+      tensors_(std::move(tensors)),
+      has_job_(!job.empty()),
+      keep_bytes_(static_cast<uint64_t>(keep_bytes)) {
     Header header;
     header.number<uint32_t>(0x46554747);  // "GGUF"
     header.number<uint32_t>(3);
@@ -114,8 +116,18 @@ GgufWriter::GgufWriter(const std::filesystem::path& path, const std::vector<std:
         header.number(offset);
         offset += aligned(static_cast<uint64_t>(spec.bytes()));
     }
-    file_.write(header.bytes());
-    pad();
+    kept_ = file_.size();
+    if (kept_ == 0) {
+        file_.write(header.bytes());
+        pad();
+        return;
+    }
+    // Tensors end at multiples of the alignment, and keep() is called at ends of tensors.
+    uint64_t at = aligned(header.bytes().size());
+    for (; at < kept_ && next_ < tensors_.size(); ++next_) at += aligned(static_cast<uint64_t>(tensors_[next_].bytes()));
+    if (at != kept_)
+        throw Error(ErrorKind::kInput, path.string() + ".partial does not end behind a tensor: remove it and run again");
+    first_ = next_;
 }
 
 void GgufWriter::write(std::span<const std::byte> part) {
@@ -128,6 +140,9 @@ void GgufWriter::write(std::span<const std::byte> part) {
     pad();
     ++next_;
     written_ = 0;
+    if (!has_job_ || next_ == tensors_.size() || file_.size() - kept_ < keep_bytes_) return;
+    file_.keep();
+    kept_ = file_.size();
 }
 
 void GgufWriter::commit() {

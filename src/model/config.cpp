@@ -100,9 +100,10 @@ void require_integer_groups(const QuantizationConfig& q) {
     require(awq || gptq || q.quant_method == "compressed-tensors",
             fmt::format("quantization_config.quant_method \"{}\" is not supported: fp8, awq, gptq and compressed-tensors are",
                         q.quant_method));
+    const bool mxfp4 = q.format == "mxfp4-pack-quantized";
     const bool known = awq    ? q.format == "gemm"
                        : gptq ? q.format == "gptq" || q.format == "gptq_v2"
-                              : q.format == "pack-quantized" || q.format == "int-quantized";
+                              : q.format == "pack-quantized" || q.format == "int-quantized" || mxfp4;
     require(known, fmt::format("quantization_config: {} \"{}\" of {} is not supported: {}",
                                awq    ? "version"
                                : gptq ? "checkpoint_format"
@@ -110,11 +111,13 @@ void require_integer_groups(const QuantizationConfig& q) {
                                q.format, q.quant_method,
                                awq    ? "gemm is"
                                : gptq ? "gptq and gptq_v2 are"
-                                      : "pack-quantized and int-quantized are"));
+                                      : "pack-quantized, int-quantized and mxfp4-pack-quantized are"));
     require(!q.groups.empty(), "quantization_config says of no weights how they are stored");
     for (const IntegerGroups& g : q.groups) {
         require(g.bits == 4 || (g.bits == 8 && !awq), fmt::format("quantization_config: {} bits of {} are not supported: {}",
                                                                   g.bits, q.quant_method, awq ? "4 are" : "4 and 8 are"));
+        require(!mxfp4 || (g.bits == 4 && g.group_size == 32 && g.symmetric),
+                "quantization_config: mxfp4-pack-quantized has 4 bits, groups of 32 and no zero points");
         require(g.group_size >= 0 && g.group_size <= (int64_t{1} << 24),
                 fmt::format("quantization_config.group_size {} is out of range", g.group_size));
     }

@@ -48,7 +48,7 @@ struct QuantizationConfig {
     // fp8: e4m3 codes and one f32 scale per block.
     std::array<int64_t, 2> weight_block_size{128, 128};
     // The others: gptq has checkpoint_format gptq (zero points less one) or gptq_v2, awq has version gemm, compressed-tensors
-    // has format pack-quantized or int-quantized.
+    // has format pack-quantized, int-quantized or mxfp4-pack-quantized.
     std::string format;
     std::vector<IntegerGroups> groups;  // one; compressed-tensors: one or more. The tensors' shapes say the same again
     std::vector<std::string> ignore;    // modules that stay plain

@@ -439,6 +439,10 @@ ModelConfig ModelConfig::parse(std::string_view json_text) {
 }
 
 ModelConfig ModelConfig::load(const std::filesystem::path& directory) {
+    if (std::filesystem::exists(directory) && !std::filesystem::is_directory(directory))
+        throw Error(
+            ErrorKind::kInput,
+            fmt::format("{}: neither a model folder (with config.json and *.safetensors) nor a GGUF file", directory.string()));
     const std::filesystem::path path = directory / "config.json";
     const std::string text = read_text(path);
     try {

@@ -11,6 +11,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr std::string_view kMxfp4 = "mxfp4-pack-quantized";
+
 [[noreturn]] void fail(std::string_view key, std::string_view sentence) {
     throw Error(ErrorKind::kInput, fmt::format("quantization_config.{} {}", key, sentence));
 }
@@ -79,11 +81,13 @@ IntegerGroups read_flat(const Json& object, bool symmetric) {
     return groups;
 }
 
-IntegerGroups read_group(const Json& scheme) {
+IntegerGroups read_group(const Json& scheme, const std::string& format) {
     if (!scheme.is_object()) fail("config_groups", "must hold objects");
     const Json* weights = find(scheme, "weights");
     if (weights == nullptr || !weights->is_object()) fail("config_groups", "has a group without weights");
-    if (text(*weights, "type", "int") != "int") fail("config_groups.weights.type", "is not supported: only int is");
+    const char* const type = format == kMxfp4 ? "float" : "int";
+    if (text(*weights, "type", type) != type)
+        fail("config_groups.weights.type", fmt::format("is not supported: {} has {} only", format, type));
     IntegerGroups groups;
     groups.bits = integer(*weights, "num_bits").value_or(0);
     groups.symmetric = flag(*weights, "symmetric", true);
@@ -107,11 +111,11 @@ QuantizationConfig read_compressed(const Json& object) {
     q.ignore = texts(object, "ignore");
     const Json* groups = find(object, "config_groups");
     if (groups == nullptr || !groups->is_object()) fail("config_groups", "is missing");
-    for (const auto& [name, scheme] : groups->items()) q.groups.push_back(read_group(scheme));
+    for (const auto& [name, scheme] : groups->items()) q.groups.push_back(read_group(scheme, q.format));
     return q;
 }
 
-Json write_group(const IntegerGroups& g) {
+Json write_group(const IntegerGroups& g, const std::string& format) {
     Json weights{{"actorder", nullptr}, {"block_structure", nullptr}, {"dynamic", false}};
     weights["group_size"] = g.group_size > 0 ? Json(g.group_size) : Json(nullptr);
     weights["num_bits"] = g.bits;
@@ -119,7 +123,8 @@ Json write_group(const IntegerGroups& g) {
     weights["observer_kwargs"] = Json::object();
     weights["strategy"] = g.group_size > 0 ? "group" : "channel";
     weights["symmetric"] = g.symmetric;
-    weights["type"] = "int";
+    weights["type"] = format == kMxfp4 ? "float" : "int";
+    if (format == kMxfp4) weights["scale_dtype"] = weights["zp_dtype"] = "torch.uint8";
     return {{"input_activations", nullptr},
             {"output_activations", nullptr},
             {"targets", g.targets.empty() ? std::vector<std::string>{"Linear"} : g.targets},
@@ -128,7 +133,7 @@ Json write_group(const IntegerGroups& g) {
 
 Json write_compressed(const QuantizationConfig& q) {
     Json groups = Json::object();
-    for (size_t i = 0; i < q.groups.size(); ++i) groups[fmt::format("group_{}", i)] = write_group(q.groups[i]);
+    for (size_t i = 0; i < q.groups.size(); ++i) groups[fmt::format("group_{}", i)] = write_group(q.groups[i], q.format);
     return {{"config_groups", std::move(groups)},  {"format", q.format},
             {"global_compression_ratio", nullptr}, {"ignore", q.ignore},
             {"kv_cache_scheme", nullptr},          {"quant_method", q.quant_method},

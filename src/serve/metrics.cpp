@@ -9,6 +9,8 @@
 #include <fstream>
 #include <tuple>
 
+#include "infer/expert_cache.h"
+
 namespace fathom {
 namespace {
 
@@ -83,6 +85,22 @@ private:
     }
 };
 
+// Of a model whose experts are read when they are wanted: hit rate = hits / required, over any span of time.
+void add_paging(Exposition& out, const ExpertCache& experts) {
+    const auto value = [&](std::string_view name, std::string_view type, std::string_view help, auto number) {
+        out.value(name, type, help, static_cast<double>(number), false);
+    };
+    const ExpertCache::Counters n = experts.counters();
+    value("paged_experts", "gauge", "Experts of the model.", experts.experts());
+    value("paged_expert_slots", "gauge", "Experts that memory has room for (--ram).", experts.slots());
+    value("paged_experts_required_total", "counter", "Experts wanted, per batch and layer.", n.required);
+    value("paged_experts_hits_total", "counter", "Of them, in memory when they were wanted.", n.hits);
+    value("paged_experts_foreseen_total", "counter", "Of the hits, fetched ahead by the router's guess.", n.foreseen);
+    value("paged_experts_fetched_total", "counter", "Experts brought into memory.", n.fetched);
+    value("paged_experts_read_bytes_total", "counter", "Of the file, for experts.", n.bytes_read);
+    value("paged_experts_stalled_seconds_total", "counter", "Time that layers waited for experts.", n.stalled_seconds);
+}
+
 void add_process(std::string& text, double start) {
     const auto value = [&](std::string_view name, std::string_view type, std::string_view help, double number) {
         text += fmt::format("# HELP {0} {2}\n# TYPE {0} {1}\n{0} {3}\n", name, type, help, number);
@@ -147,7 +165,7 @@ Metrics::View Metrics::view() const {
     return {first_token_, between_tokens_, prompt_tokens_, cached_tokens_, answer_tokens_, queries_};
 }
 
-std::string Metrics::text(const std::string& model, const EngineThread::Snapshot& engine) const {
+std::string Metrics::text(const std::string& model, const EngineThread::Snapshot& engine, const ExpertCache* experts) const {
     const std::lock_guard lock(mutex_);
     Exposition out(model);
     const auto number = [](auto value) { return static_cast<double>(value); };
@@ -174,6 +192,7 @@ std::string Metrics::text(const std::string& model, const EngineThread::Snapshot
               number(engine.counters.reduced_steps), false);
     out.value("reduced_top_k_rows_total", "counter", "Rows of those batches.", number(engine.counters.reduced_rows), false);
     out.value("engine_busy_seconds_total", "counter", "Time in batches.", engine.busy_seconds, false);
+    if (experts != nullptr) add_paging(out, *experts);
     out.labelled("request_success_total", "Requests that ended, by reason.", "finished_reason", finished_);
     out.histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", first_token_);
     out.histogram("inter_token_latency_seconds", "Between two tokens of an answer.", between_tokens_);

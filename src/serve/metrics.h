@@ -13,6 +13,8 @@
 
 namespace fathom {
 
+class ExpertCache;
+
 // Values fall into buckets (..., bound]; the last one has no bound. Not safe from several threads by itself.
 class Histogram {
 public:
@@ -45,8 +47,9 @@ public:
     // From any thread.
     void request(const RequestFigures& figures);
     void http(const std::string& handler, const std::string& method, int status, double seconds);
-    // The exposition for /metrics.
-    [[nodiscard]] std::string text(const std::string& model, const EngineThread::Snapshot& engine) const;
+    // The exposition for /metrics; experts: where they are paged (--ram).
+    [[nodiscard]] std::string text(const std::string& model, const EngineThread::Snapshot& engine,
+                                   const ExpertCache* experts = nullptr) const;
     // What /dash draws: names of histograms to bounds and counts.
     struct View {
         Histogram first_token, between_tokens;

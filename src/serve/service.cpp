@@ -241,7 +241,8 @@ void Service::openapi(const std::shared_ptr<HttpExchange>& exchange) {
 }
 
 void Service::metrics(const std::shared_ptr<HttpExchange>& exchange) {
-    exchange->reply(200, "text/plain; version=0.0.4; charset=utf-8", metrics_.text(model_.names.front(), engine_.snapshot()));
+    exchange->reply(200, "text/plain; version=0.0.4; charset=utf-8",
+                    metrics_.text(model_.names.front(), engine_.snapshot(), options_.paged_experts));
 }
 
 void Service::load(const std::shared_ptr<HttpExchange>& exchange) {

@@ -28,6 +28,7 @@ struct ServiceOptions {
     bool log_requests = true;           // one line per request on stderr
     bool log_prompts = false;           // and its body
     std::string version;
+    const ExpertCache* paged_experts = nullptr;  // for /metrics; null: all are in memory
 };
 
 // Holds no connection and no model of its own: the model and the engine must outlive it, and it must outlive the HTTP server.

@@ -110,6 +110,25 @@ TEST(Bench, TrainingTakesWholeStepsAndLeavesNothingBehind) {
     }
 }
 
+TEST(Bench, ExpertsThatArePagedAreCountedInTheRepetitions) {
+    BenchOptions options = small("decode");
+    const Measurement whole = measure(bench_decode, options);
+    EXPECT_FALSE(whole.paging);
+    options.ram = int64_t{200} << 20;
+    const Measurement paged = measure(bench_decode, options);
+    ASSERT_TRUE(paged.paging);
+    EXPECT_EQ(paged.paging->experts, 48);
+    EXPECT_GT(paged.paging->counted.required, 0);
+    EXPECT_LE(paged.paging->counted.hits, paged.paging->counted.required);
+    EXPECT_DOUBLE_EQ(paged.bytes_per_token, whole.bytes_per_token);
+    Device device(Globals{.threads = 1});
+    options.ram = 1 << 20;  // what every token needs has no room
+    EXPECT_THROW((void)bench_decode(options, device, [] {}), Error);
+    options.ram = int64_t{200} << 20;
+    options.dtype = "f32";
+    EXPECT_THROW((void)bench_decode(options, device, [] {}), Error);
+}
+
 TEST(Bench, ARunThatDoesNotFitTheModelsPositionsIsRefused) {
     BenchOptions options = small("decode");
     options.depth = 1 << 20;

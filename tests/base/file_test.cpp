@@ -97,6 +97,49 @@ TEST_F(Files, AFileAppearsOnlyWithCommit) {
     EXPECT_FALSE(fs::exists(folder_ / "model.partial"));
 }
 
+TEST_F(Files, AJobGoesOnBehindWhatItKept) {
+    {
+        AtomicFile file(folder_ / "model", "job 1");
+        file.write("first");
+        file.keep();
+        file.write("lost");
+    }
+    EXPECT_FALSE(fs::exists(folder_ / "model"));
+    AtomicFile file(folder_ / "model", "job 1");
+    EXPECT_EQ(file.size(), 5U);
+    file.write(" second");
+    file.commit();
+    EXPECT_EQ(read_text(folder_ / "model"), "first second");
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1) << "neither a part nor a journal is left";
+}
+
+TEST_F(Files, AnotherJobAndAFileWithoutOneBeginAnew) {
+    const auto keep_first = [this] {
+        AtomicFile file(folder_ / "model", "job 1");
+        file.write("first");
+        file.keep();
+    };
+    keep_first();
+    {
+        AtomicFile file(folder_ / "model", "job 2");
+        EXPECT_EQ(file.size(), 0U);
+        file.write("something else");
+    }
+    EXPECT_TRUE(fs::is_empty(folder_)) << "what job 1 had kept is overwritten, so nothing may say that it is there";
+    keep_first();
+    {
+        AtomicFile file(folder_ / "model");
+        file.write("x");
+    }
+    EXPECT_TRUE(fs::is_empty(folder_));
+    keep_first();
+    fs::resize_file(folder_ / "model.partial", 3);  // shorter than the journal says
+    EXPECT_EQ(AtomicFile(folder_ / "model", "job 1").size(), 0U);
+    keep_first();
+    write_text_atomically(folder_ / "model.partial.job", "no number");
+    EXPECT_EQ(AtomicFile(folder_ / "model", "job 1").size(), 0U);
+}
+
 TEST_F(Files, TheOldFileStaysUntilTheNewOneIsComplete) {
     write_text_atomically(folder_ / "model", "old");
     AtomicFile file(folder_ / "model");

@@ -27,8 +27,9 @@ protected:
     [[nodiscard]] std::optional<Case> at(int i) const {
         const auto numbers = file_.find(name_of_case(i) + ".numbers");
         if (!numbers) return std::nullopt;
-        constexpr IntegerLayout kLayouts[] = {IntegerLayout::kPackQuantized, IntegerLayout::kIntQuantized, IntegerLayout::kGptq,
-                                              IntegerLayout::kGptqV2, IntegerLayout::kAwq};
+        constexpr IntegerLayout kLayouts[] = {IntegerLayout::kPackQuantized, IntegerLayout::kIntQuantized,
+                                              IntegerLayout::kGptq,          IntegerLayout::kGptqV2,
+                                              IntegerLayout::kAwq,           IntegerLayout::kMxfp4};
         const auto* said = file_.find(name_of_case(i) + ".layout")->as<const uint8_t>();
         return Case{kLayouts[said[0]], said[1], said[3] != 0, *numbers};
     }
@@ -67,14 +68,14 @@ TEST_F(IntegerLayouts, DecodeToTheNumbersOfTheirDescriptions) {
                 << "case " << cases << " row " << i;
         }
     }
-    EXPECT_EQ(cases, 13);
+    EXPECT_EQ(cases, 14);
 }
 
 TEST_F(IntegerLayouts, ArePackedToTheTensorsTheyWereReadFrom) {
     int packed = 0;
     for (int i = 0; at(i); ++i) {
         const Weight w = *read(i, *at(i), find());
-        if (w.scheme != Scheme::kGroups) continue;  // columns in disorder, 8 bits with zero points
+        if (w.scheme == Scheme::kPlain) continue;  // columns in disorder, 8 bits with zero points
         for (const PackedTensor& part : pack_integers(at(i)->layout, name_of_case(i) + ".weight", w)) {
             const auto expected = file_.find(part.spec.name);
             ASSERT_TRUE(expected) << part.spec.name;
@@ -84,7 +85,7 @@ TEST_F(IntegerLayouts, ArePackedToTheTensorsTheyWereReadFrom) {
         }
         ++packed;
     }
-    EXPECT_EQ(packed, 11);
+    EXPECT_EQ(packed, 12);
 }
 
 TEST_F(IntegerLayouts, TheirScalesMayBeStoredInAnyFloat) {
@@ -123,7 +124,9 @@ TEST_F(IntegerLayouts, WhatDoesNotFitIsNamed) {
                                     {6, "case6.scales"},
                                     {6, "case6.g_idx"},
                                     {11, "case11.qweight"},
-                                    {11, "case11.qzeros"}}) {
+                                    {11, "case11.qzeros"},
+                                    {13, "case13.weight_packed"},
+                                    {13, "case13.weight_scale"}}) {
         EXPECT_NE(retyped(i, tensor, DType::kI32, {3, 5}).find(tensor), std::string::npos) << tensor;
         EXPECT_NE(retyped(i, tensor, DType::kI32, {7}).find(tensor), std::string::npos) << tensor;
         EXPECT_NE(retyped(i, tensor, DType::kU8, {4, 4}).find(tensor), std::string::npos) << tensor;
@@ -133,6 +136,13 @@ TEST_F(IntegerLayouts, WhatDoesNotFitIsNamed) {
         if (name == "case6.g_idx") t.data = order.data();
     });
     EXPECT_EQ(message, "case6.g_idx puts column 0 into group 3 of 3");
+    std::vector<uint8_t> scales(72, 127);
+    scales[40] = 255;
+    EXPECT_EQ(complaint(13,
+                        [&](const std::string& name, Tensor& t) {
+                            if (name == "case13.weight_scale") t.data = scales.data();
+                        }),
+              "case13.weight_scale holds NaN (the byte 255)");
     std::vector<int64_t> shape{24, 95};
     EXPECT_NE(complaint(0,
                         [&](const std::string& name, Tensor& t) {

@@ -38,6 +38,7 @@ const Kind kKinds[] = {
     {"gptq", integers(8, 32, true), 0.008},
     {"awq", integers(4, 32, false), 0.12},
     {"", {Scheme::kFp8Block, {}}, 0.04},
+    {"", {Scheme::kBlocks, {}}, 0.2},
 };
 
 std::vector<float> numbers_of(const Param& param) {
@@ -171,7 +172,8 @@ TEST_F(QuantizedFolder, OnADeviceCodesStayCodes) {
             EXPECT_EQ(numbers_of(param), numbers_of(*expected.at(name))) << name;
             EXPECT_NE(param.weight.codes.data, stored.codes.data) << name;
             // Multiplied by both ways, of which codes know one.
-            EXPECT_EQ(param.weight.scheme, name.ends_with(kBothWays) ? Scheme::kPlain : stored.scheme) << name;
+            const bool numbers = name.ends_with(kBothWays) || stored.scheme == Scheme::kBlocks;  // blocks are the CPU's
+            EXPECT_EQ(param.weight.scheme, numbers ? Scheme::kPlain : stored.scheme) << name;
         });
     }
 }
@@ -203,6 +205,10 @@ TEST_F(QuantizedFolder, ItsConfigSaysWhatOthersNeedToRead) {
     EXPECT_EQ(awq["version"], "gemm");
     EXPECT_EQ(awq["zero_point"], true);
     EXPECT_EQ(awq["group_size"], 32);
+    const auto mxfp4 = config(kKinds[9]);
+    EXPECT_EQ(mxfp4["format"], "mxfp4-pack-quantized");
+    EXPECT_EQ(mxfp4["config_groups"]["group_0"]["weights"]["type"], "float");
+    EXPECT_EQ(mxfp4["config_groups"]["group_0"]["weights"]["group_size"], 32);
     EXPECT_EQ(config(kKinds[8])["weight_block_size"], nlohmann::json::array({128, 128}));
 }
 

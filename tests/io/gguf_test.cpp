@@ -116,6 +116,35 @@ TEST_F(GgufFiles, WithoutCommitNothingIsLeft) {
     EXPECT_TRUE(fs::is_empty(folder_));
 }
 
+TEST_F(GgufFiles, AJobGoesOnBehindItsWholeTensorsToTheSameBytes) {
+    const std::vector<std::pair<std::string, GgufValue>> metadata{{"a.text", std::string("text")}};
+    const std::vector<GgufSpec> specs{
+        {"a", {3}, DType::kF32}, {"b", {2, 4}, DType::kBF16}, {"c", {5}, DType::kF32}, {"d", {7}, DType::kF32}};
+    const auto write_from = [&](GgufWriter& writer, size_t end) {
+        for (size_t i = writer.first(); i < end; ++i)
+            writer.write(std::vector<std::byte>(static_cast<size_t>(specs[i].bytes()), static_cast<std::byte>(i + 1)));
+    };
+    GgufWriter whole(folder_ / "whole.gguf", metadata, specs);
+    write_from(whole, specs.size());
+    whole.commit();
+    for (const size_t end : {1U, 2U, 3U, 4U}) {  // how far the interrupted one comes; every second tensor is kept
+        {
+            GgufWriter writer(path_, metadata, specs, "job", 40);
+            write_from(writer, end);
+        }
+        GgufWriter writer(path_, metadata, specs, "job", 40);
+        EXPECT_EQ(writer.first(), end < 2 ? 0U : 2U) << end;
+        write_from(writer, specs.size());
+        writer.commit();
+        EXPECT_EQ(read_text(path_), read_text(folder_ / "whole.gguf")) << end;
+    }
+    {
+        GgufWriter writer(path_, metadata, specs, "job", 1);
+        write_from(writer, 2);
+    }
+    EXPECT_EQ(GgufWriter(path_, metadata, specs, "another job", 1).first(), 0U);
+}
+
 TEST(Gguf, DefectsAreRefusedByName) {
     EXPECT_NE(refusal(Bytes().number<uint32_t>(1)).find("does not begin with GGUF"), std::string::npos);
     EXPECT_NE(refusal(Bytes().begin(0, 0, 1)).find("version 1"), std::string::npos);
