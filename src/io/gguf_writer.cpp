@@ -120,6 +120,7 @@ GgufWriter::GgufWriter(const std::filesystem::path& path, const std::vector<std:
     if (kept_ == 0) {
         file_.write(header.bytes());
         pad();
+        kept_ = file_.size();
         return;
     }
     // Tensors end at multiples of the alignment, and keep() is called at ends of tensors.
