@@ -1,9 +1,10 @@
 // fathom serve: a model behind OpenAI's HTTP API.
 #include <fmt/format.h>
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "app/serve_model.h"
 #include "app/verb.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/interrupt.h"
 #include "serve/http_server.h"
 
@@ -56,18 +58,22 @@ void serve(const Options& options, const Globals& globals) {
     opened.stop();
 }
 
-// Keys from --api-key, or one per line from a file, so that they need not stand on the command line.
+// Keys from --api-key, or one per line from a file, so that they need not stand on the command line. Whoever asks for keys and
+// gives none gets no server that is open to all.
 void read_keys(Options& options, const std::string& file) {
-    if (options.serve.service.api_keys.empty()) {
-        if (const char* key = std::getenv("FATHOM_API_KEY"); key != nullptr && *key != '\0')
-            options.serve.service.api_keys.emplace_back(key);
+    std::vector<std::string>& keys = options.serve.service.api_keys;
+    if (std::ranges::find(keys, "") != keys.end()) throw Error(ErrorKind::kUsage, "--api-key: a key must not be empty");
+    if (keys.empty()) {
+        if (const char* key = std::getenv("FATHOM_API_KEY"); key != nullptr && *key != '\0') keys.emplace_back(key);
     }
     if (file.empty()) return;
-    std::ifstream lines(file);
-    if (!lines) throw Error(ErrorKind::kIo, fmt::format("{}: cannot read the keys", file));
+    const size_t before = keys.size();
+    std::istringstream lines(read_text(file));
     for (std::string line; std::getline(lines, line);) {
-        if (!line.empty()) options.serve.service.api_keys.push_back(line);
+        if (line.ends_with('\r')) line.pop_back();
+        if (!line.empty()) keys.push_back(line);
     }
+    if (keys.size() == before) throw Error(ErrorKind::kInput, fmt::format("--api-key-file {}: holds no key", file));
 }
 
 void declare_http(CLI::App& verb, Options& options) {

@@ -63,6 +63,18 @@ TEST(Binary, BadInputIsCodeOneAndNamesTheFile) {
     EXPECT_EQ(missing.err.find("fathom: error: /does/not/exist"), 0u) << missing.err;
 }
 
+// The model does not exist either: a server that forgot its keys would complain of that.
+TEST(Binary, AServerThatIsToAskForKeysAndHasNoneDoesNotStart) {
+    const fs::path keys = fs::path(testing::TempDir()) / "main_test.keys";
+    write_text_atomically(keys, "\n\r\n");
+    const Outcome empty = run("serve /does/not/exist --api-key-file " + keys.string());
+    EXPECT_EQ(empty.code, 1);
+    EXPECT_NE(empty.err.find("holds no key"), std::string::npos) << empty.err;
+    EXPECT_NE(run("serve /does/not/exist --api-key-file /").err.find("not a regular file"), std::string::npos);
+    EXPECT_EQ(run("serve /does/not/exist --api-key ''").code, 2);
+    fs::remove(keys);
+}
+
 TEST(Binary, AFullStdoutIsAnError) { EXPECT_EQ(run("doctor >/dev/full").code, 1); }
 
 TEST(Binary, GlobalOptionsStandBeforeOrAfterTheVerb) {
