@@ -27,7 +27,7 @@ def leftovers(path):
     return [file.name for file in path.parent.iterdir() if file != path and file.name.startswith(path.name)]
 
 
-def kill_until_done(command, out, longest, rng):
+def kill_until_done(command, out, expected, longest, rng):
     """Kills and, of them, those behind which something was left to go on from."""
     kills = resumed = 0
     while True:
@@ -40,6 +40,8 @@ def kill_until_done(command, out, longest, rng):
             kills += 1
             resumed += Path(f"{out}.partial.job").exists() or any(name.endswith("safetensors.incoming") for name in (os.listdir(out) if out.is_dir() else []))
             continue
+        if out.is_dir() and digest(out) == expected:  # killed, or asked again, behind the last thing that it does
+            return kills, resumed
         if process.returncode != 0:
             raise SystemExit(f"FAILED: exit code {process.returncode}: {process.stderr.read()}")
         return kills, resumed
@@ -69,7 +71,7 @@ def main():
             kills = resumed = same = 0
             for _ in range(options.rounds):
                 shutil.rmtree(out) if out.is_dir() else out.unlink()
-                counts = kill_until_done(command, out, longest, rng)
+                counts = kill_until_done(command, out, expected, longest, rng)
                 kills, resumed = kills + counts[0], resumed + counts[1]
                 same += digest(out) == expected and not leftovers(out)
             print(f"{name}: {options.rounds} runs killed {kills} times, {resumed} times with work to go on from: {same} with the bytes of an undisturbed run", flush=True)

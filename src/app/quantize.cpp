@@ -128,13 +128,20 @@ std::string job_of(const Options& o, const std::string& method) {
     return job.dump();
 }
 
+// Whether a folder holds nothing, or what a run leaves that was killed before it had said which job it does.
+bool holds_nothing(const fs::path& folder) {
+    return std::ranges::all_of(fs::directory_iterator(folder), [](const fs::directory_entry& entry) {
+        return entry.path().filename() == ".fathom-job.partial";
+    });
+}
+
 void check_out_folder(const fs::path& out, const std::string& job) {
     if (!fs::exists(out)) return;
     if (!fs::is_directory(out))
         refuse(
             fmt::format("OUT {} is a file; --type int8, int4 and fp8 write a folder, mxfp4 too where OUT does not end in .gguf",
                         out.string()));
-    if (fs::is_empty(out)) return;
+    if (holds_nothing(out)) return;
     const auto unfinished = unfinished_job(out);
     if (!unfinished)
         refuse(fmt::format(

@@ -154,9 +154,11 @@ std::string ShardedWriter::shard_header(size_t shard) const {
     return header_of(std::span(order_).subspan(begin, shards_[shard].end - begin), metadata_);
 }
 
-// A shard gets its incoming name when it is complete (AtomicFile); that it is this job's shows in its header.
+// A shard gets its incoming name when it is complete (AtomicFile), and the last one if commit() was interrupted; that it is
+// this job's shows in its header.
 bool ShardedWriter::finished(size_t shard) const {
-    const std::filesystem::path path = incoming_path(shards_[shard]);
+    std::filesystem::path path = incoming_path(shards_[shard]);
+    if (!std::filesystem::exists(path)) path = shards_[shard].final_path;
     if (!std::filesystem::exists(path)) return false;
     const MappedFile file(path);
     const std::string header = shard_header(shard);
@@ -224,6 +226,7 @@ void ShardedWriter::commit() {
         remove_file(index);
     for (const Shard& shard : shards_) {
         std::error_code code;
+        if (!job_.empty() && !std::filesystem::exists(incoming_path(shard))) continue;  // by the commit() that was interrupted
         std::filesystem::rename(incoming_path(shard), shard.final_path, code);
         if (code) fail_io(shard.final_path, "rename into place", code);
     }

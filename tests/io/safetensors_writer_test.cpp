@@ -189,6 +189,21 @@ TEST_F(SafetensorsWriter, AJobGoesOnBehindItsLastWholeShard) {
     }
 }
 
+TEST_F(SafetensorsWriter, AJobGoesOnInsideItsCommit) {
+    Four two(2);
+    {
+        ShardedWriter writer(folder_, two.specs, {}, 1000, "a job");
+        for (size_t i = 0; i < 4; ++i) writer.write(two.tensor(i));
+    }
+    fs::rename(folder_ / ".model-00001-of-00002.safetensors.incoming", folder_ / "model-00001-of-00002.safetensors");
+    ShardedWriter writer(folder_, two.specs, {}, 1000, "a job");
+    EXPECT_EQ(writer.first(), 4u);
+    writer.commit();
+    EXPECT_FALSE(unfinished_job(folder_));
+    EXPECT_EQ(SafetensorsFolder(folder_).names().size(), 4u);
+    EXPECT_EQ(listing().size(), 3u);
+}
+
 TEST_F(SafetensorsWriter, AShardThatIsNotTheJobsOwnIsWrittenAgain) {
     Four two(2);
     for (const bool shorter : {true, false}) {
