@@ -57,6 +57,9 @@ void gemm_tile_avx2(const GemmTile& tile, float* scratch);
 void gemm_tile_avx512(const GemmTile& tile, float* scratch);
 void gemm_tile_pairs_avx512(const GemmTile& tile, float* scratch);  // B: panels of bf16
 
+// A panel of bf16 from 16 columns of k rows of f32, `stride` apart; k is even.
+void pack_pairs_avx512(void* panel, const float* rows, int64_t stride, int64_t k);
+
 // Cuts products into tiles for `threads` threads, the costliest first. Each tile packs its operands itself, so that threads
 // never wait for each other; the cuts keep that below a few per cent of the work.
 [[nodiscard]] std::vector<GemmTile> plan_gemm(std::span<const GemmProduct> products, int threads);

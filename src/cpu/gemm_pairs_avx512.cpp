@@ -126,6 +126,12 @@ void multiply_block(const Block& block) {
 
 }  // namespace
 
+void pack_pairs_avx512(void* panel, const float* rows, int64_t stride, int64_t k) {
+    auto* to = static_cast<Pair*>(panel);
+    for (int64_t l = 0; l < k; l += 2, to += kLanes)
+        _mm512_storeu_ps(to, pairs_of(Avx512::load(rows + l * stride), Avx512::load(rows + (l + 1) * stride)));
+}
+
 void gemm_tile_pairs_avx512(const GemmTile& tile, float* scratch) {
     const GemmProduct& p = *tile.product;
     const int64_t most = tile.m1 - tile.m0, all = p.k / 2;

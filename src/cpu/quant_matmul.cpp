@@ -165,12 +165,25 @@ void decode_rows(float* to, const Weight& w, int64_t begin, int64_t end, ThreadP
     });
 }
 
+// `decoded` [out, in] as panels of columns for products by the transpose.
+GemmMatrix in_pairs(void* to, const float* decoded, int64_t out, int64_t in, ThreadPool& pool) {
+    GemmMatrix b{to, DType::kBF16, out * kPanelLanes, true};
+    b.panels = true;
+    pool.parallel_for(in / kPanelLanes, 1, [&](int64_t first, int64_t last, int) {
+        for (int64_t p = first; p < last; ++p)
+            pack_pairs_avx512(static_cast<BFloat16*>(to) + p * b.stride, decoded + p * kPanelLanes, in, out);
+    });
+    return b;
+}
+
 void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch) {
     const int64_t out = product.w.out_features(), in = product.w.in_features();
     const int64_t chunk = std::max<int64_t>(1, kDecodedFloats / in / kPanelLanes) * kPanelLanes;
+    const bool pairs =
+        isa == Isa::kAvx512Bf16 && form == QuantForm::kDgrad && product.w.scheme == Scheme::kPanels && in % kPanelLanes == 0;
     for (int64_t begin = 0; begin < out; begin += chunk) {
-        const int64_t end = std::min(begin + chunk, out);
-        float* decoded = scratch.shared<float>((end - begin) * in);
+        const int64_t end = std::min(begin + chunk, out), numbers = (end - begin) * in;
+        float* decoded = scratch.shared<float>(pairs ? numbers + numbers / 2 : numbers);
         decode_rows(decoded, product.w, begin, end, pool);
         GemmProduct p;
         p.b = {decoded, DType::kF32, in, form == QuantForm::kForward};
@@ -181,6 +194,7 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
             p.n = end - begin, p.k = in;
             p.a = product.a.as<const float>(), p.c = product.c.as<float>() + begin;
         } else {  // a chain over out, continued from chunk to chunk
+            if (pairs) p.b = in_pairs(decoded + numbers, decoded, end - begin, in, pool);
             p.n = in, p.k = end - begin;
             p.a = product.a.as<const float>() + begin, p.c = product.c.as<float>();
             p.accumulate = begin > 0;

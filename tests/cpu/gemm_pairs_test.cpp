@@ -114,6 +114,44 @@ TEST_P(Pairs, AreNotMadeDeterministicallyNorOfRows) {
     EXPECT_NE(bytes_of(y), bytes_of(exact));
 }
 
+// Weights become bf16 as well, by the same 2^-8. 1040 x 1040 is more than is decoded at a time.
+TEST_P(Pairs, ByTheTransposeAreWithinTheRoundingOfBothFactors) {
+    for (const BlockType type : {BlockType::kNone, BlockType::kQ80})
+        for (const auto& [n, out, in] : {std::array<int64_t, 3>{1, 16, 32}, {5, 48, 64}, {40, 512, 128}, {17, 1040, 1056}}) {
+            const ArenaScope scope(arena_);
+            Weight w = weight(out, in), size = weight(out, in);
+            for (int64_t i = 0; i < w.codes.size(); ++i) {
+                const float x = static_cast<float>(w.codes.as<BFloat16>()[i]);
+                size.codes.as<BFloat16>()[i] = BFloat16(std::fabs(x));
+            }
+            if (type == BlockType::kQ80) {
+                for (Weight* blocks : {&w, &size}) *blocks = Weight(tensors_.empty(DType::kU8, {out, in / 32 * 34}), type);
+                for (int64_t i = 0; i < w.codes.size(); ++i) {
+                    const bool half = i % 34 < 2;
+                    const auto code = static_cast<int8_t>(integer(-127, 127));
+                    w.codes.as<uint8_t>()[i] = half ? 0x20 : static_cast<uint8_t>(code);  // 0x2020: 0.0082
+                    size.codes.as<uint8_t>()[i] = half ? 0x20 : static_cast<uint8_t>(std::abs(code));
+                }
+            }
+            const Tensor x = tensors_.random({n, out}), positive = tensors_.random({n, out}), y = tensors_.random({n, in}),
+                         exact = tensors_.random({n, in}), sizes = tensors_.random({n, in});
+            for (int64_t i = 0; i < x.size(); ++i) positive.as<float>()[i] = std::fabs(x.as<float>()[i]);
+            const Weight panels = pairs_.pack(w, arena_);
+            ASSERT_EQ(panels.scheme, Scheme::kPanels);
+            pairs_.matmul_dgrad(y, x, panels);
+            numbers_.matmul_dgrad(exact, x, panels);
+            numbers_.matmul_dgrad(sizes, positive, size);
+            const double relative = std::ldexp(1, -7) + std::ldexp(1, -14) + static_cast<double>(out) * std::ldexp(1, -22);
+            int64_t wrong = 0, equal = 0;
+            for (int64_t i = 0; i < y.size(); ++i) {
+                wrong += !(std::fabs(y.as<float>()[i] - exact.as<float>()[i]) <= relative * sizes.as<float>()[i]);
+                equal += y.as<float>()[i] == exact.as<float>()[i];
+            }
+            EXPECT_EQ(wrong, 0) << y.describe();
+            EXPECT_LT(equal, y.size() / 2 + 1) << "not in pairs";
+        }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, Pairs, testing::Values(1, 3));
 
 }  // namespace
