@@ -65,6 +65,14 @@ LoadedModel open_model(const ModelOptions& options, Ops& ops) {
     return loaded;
 }
 
+// Whether a model's weights are F32: then nothing that it computes is rounded to bf16 (docs/decisions/014), so that an F32 file
+// says here what it says elsewhere.
+bool in_f32(const ModelOptions& options) {
+    if (options.dtype != "auto" || options.model.empty()) return options.dtype == "f32";
+    if (is_gguf(options.model)) return GgufFile(options.model).view().integer("general.file_type") == 0;
+    return fs::is_directory(options.model) && ModelConfig::load(options.model).torch_dtype == "float32";
+}
+
 bool has_tokenizer(const fs::path& folder) {
     return fs::exists(folder / "tokenizer.json") || fs::exists(folder / "tiktoken.model");
 }
@@ -153,7 +161,7 @@ SamplingParams SamplingOptions::resolve(const std::string& model_folder) const {
 OpenModel::OpenModel(const ModelOptions& options, const Globals& globals, Text text)
     : options_(options),
       deterministic_(globals.deterministic),
-      device_(globals),
+      device_(globals, in_f32(options)),
       loaded_(open_model(options, device_.ops())) {
     if (text == Text::kNo) return;
     const std::string& folder = options.text_folder();
