@@ -35,17 +35,20 @@ void CpuOps::sort_by_expert(const Tensor& offsets, const Tensor& source, const T
         }
 }
 
-void CpuOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) {
+void CpuOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights, const Tensor& base) {
     check_tensor("combine", "y", y, DType::kF32, {kAny, kAny});
     const int64_t n = y.dim(0), d = y.dim(1), chosen = slot.dim(1);
     check_tensor("combine", "x", x, DType::kF32, {kAny, d});
     check_tensor("combine", "slot", slot, DType::kI32, {n, kAny});
     if (weights) check_tensor("combine", "weights", weights, DType::kF32, {n, chosen});
+    if (base) check_tensor("combine", "base", base, DType::kF32, {n, d});
     pool_.parallel_for(n, rows_per_task(chosen * d), [&](int64_t begin, int64_t end, int thread) {
         const auto** rows = scratch_.of_thread<const float*>(thread, chosen);
+        std::vector<float> sum(static_cast<size_t>(base ? d : 0));  // y may be base
         for (int64_t i = begin; i < end; ++i) {
             for (int64_t k = 0; k < chosen; ++k) rows[k] = row(x, row<int32_t>(slot, i)[k]);
-            kernels_.weighted_sum(row(y, i), rows, weights ? row(weights, i) : nullptr, chosen, d);
+            kernels_.weighted_sum(base ? sum.data() : row(y, i), rows, weights ? row(weights, i) : nullptr, chosen, d);
+            if (base) kernels_.add(row(y, i), sum.data(), row(base, i), d);
         }
     });
 }

@@ -9,11 +9,12 @@ namespace fathom {
 namespace {
 
 // (a, b) -> (a cos - b sin, a sin + b cos) on the pairs (x[i first], x[i first + second]).
-void rotate(float* x, const float* cos, const float* sin, float sign, int64_t pairs, int64_t first, int64_t second) {
+void rotate(float* y, const float* x, const float* cos, const float* sin, float sign, int64_t pairs, int64_t first,
+            int64_t second) {
     for (int64_t i = 0; i < pairs; ++i) {
         const float a = x[i * first], b = x[i * first + second], s = sign * sin[i];
-        x[i * first] = a * cos[i] - b * s;
-        x[i * first + second] = a * s + b * cos[i];
+        y[i * first] = a * cos[i] - b * s;
+        y[i * first + second] = a * s + b * cos[i];
     }
 }
 
@@ -38,18 +39,19 @@ void CpuOps::rope_table(const Tensor& table, const Tensor& positions, const Tens
     });
 }
 
-void CpuOps::rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
+void CpuOps::rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
     check_tensor("rope", "x", x, DType::kF32, {kAny, kAny, kAny});
     const int64_t n = x.dim(0), h = x.dim(1), d = x.dim(2), half = d / 2;
     check(d % 2 == 0, "rope: an odd number of channels");
+    check_tensor("rope", "y", y, DType::kF32, {n, h, d});
     check_tensor("rope", "table", table, DType::kF32, {n, d});
     const float sign = inverse ? -1.0f : 1.0f;
     pool_.parallel_for(n, rows_per_task(2 * h * d), [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
             const float *cos = row(table, i), *sin = cos + half;
             for (int64_t j = 0; j < h; ++j) {
-                if (pairing == RopePairing::kInterleaved) rotate(row(x, i, j), cos, sin, sign, half, 2, 1);
-                if (pairing == RopePairing::kHalves) rotate(row(x, i, j), cos, sin, sign, half, 1, half);
+                if (pairing == RopePairing::kInterleaved) rotate(row(y, i, j), row(x, i, j), cos, sin, sign, half, 2, 1);
+                if (pairing == RopePairing::kHalves) rotate(row(y, i, j), row(x, i, j), cos, sin, sign, half, 1, half);
             }
         }
     });

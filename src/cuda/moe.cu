@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kPiece)
 
 template <class T>
 struct Combine {
-    Rows<T> y, x;
+    Rows<T> y, x, base;
     Rows<int32_t> slots;
     Rows<float> weights;
     int64_t chosen;
@@ -135,6 +135,12 @@ struct Combine {
             load_pack(part, x.at(slots.at(i)[k]) + c);
 #pragma unroll
             for (int j = 0; j < kCount; ++j) sum[j] = fmaf(weight, part[j], sum[j]);
+        }
+        if (base.data != nullptr) {
+            float added[kCount];
+            load_pack(added, base.at(i) + c);
+#pragma unroll
+            for (int j = 0; j < kCount; ++j) sum[j] += added[j];
         }
         store_pack(y.at(i) + c, sum);
     }
@@ -199,17 +205,18 @@ void CudaOps::sort_by_expert(const Tensor& offsets, const Tensor& source, const 
     cuda::check_launch("sort_by_expert");
 }
 
-void CudaOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) {
+void CudaOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights, const Tensor& base) {
     check_tensor("combine", "y", y, {kAny, kAny});
     const int64_t n = y.dim(0), d = y.dim(1);
     check_tensor("combine", "x", x, y.dtype, {kAny, d});
     check_tensor("combine", "slot", slot, DType::kI32, {n, kAny});
     if (weights) check_tensor("combine", "weights", weights, DType::kF32, {n, slot.dim(1)});
+    if (base) check_tensor("combine", "base", base, y.dtype, {n, d});
     cuda::with_activation("combine", y.dtype, [&](auto type) {
         using T = decltype(type);
-        cuda::packed_loop<T>(stream_, "combine", n, d, cuda::packable(x, y),
-                             cuda::Combine<T>{cuda::Rows<T>(y), cuda::Rows<T>(x), cuda::Rows<int32_t>(slot),
-                                              cuda::Rows<float>(weights), slot.dim(1)});
+        cuda::packed_loop<T>(stream_, "combine", n, d, cuda::packable(x, y, base ? base : y),
+                             cuda::Combine<T>{cuda::Rows<T>(y), cuda::Rows<T>(x), cuda::Rows<T>(base),
+                                              cuda::Rows<int32_t>(slot), cuda::Rows<float>(weights), slot.dim(1)});
     });
 }
 

@@ -25,21 +25,43 @@ __device__ __forceinline__ void load_weights(float (&v)[kCount], const Vector& w
     }
 }
 
+// The rows to be normed: those of x, or, with `added`, of the sums x + added, which are left in `sum`.
+template <class T, bool kAdds>
+struct NormInput {
+    Rows<T> x, added, sum;
+
+    template <int kCount>
+    __device__ __forceinline__ void load(float (&v)[kCount], int64_t i, int64_t c) const {
+        load_pack(v, x.at(i) + c);
+        if constexpr (kAdds) {
+            float other[kCount];
+            load_pack(other, added.at(i) + c);
+#pragma unroll
+            for (int j = 0; j < kCount; ++j) v[j] = widen(narrow<T>(v[j] + other[j]));
+            store_pack(sum.at(i) + c, v);
+        }
+    }
+    // A second time, by the same thread.
+    template <int kCount>
+    __device__ __forceinline__ void load_again(float (&v)[kCount], int64_t i, int64_t c) const {
+        load_pack(v, (kAdds ? sum : x).at(i) + c);
+    }
+};
+
 // Threads of one row: kThreads of them; a block of 256 threads has 256 / kThreads rows. kCount elements at a time; a thread
 // keeps the first kHeld such packs, and reads the others of a row that has more of them again.
-template <int kThreads, int kCount, class T>
-__global__ void __launch_bounds__(256) rms_norm_kernel(Rows<T> y, Rows<T> x, Vector w, float eps, int64_t n, int64_t d) {
+template <int kThreads, int kCount, class T, class Input>
+__global__ void __launch_bounds__(256) rms_norm_kernel(Rows<T> y, Input input, Vector w, float eps, int64_t n, int64_t d) {
     begin_early();
     constexpr int kHeld = 4, kStep = kThreads * kCount;
     __shared__ float space[8];
     const int64_t i = static_cast<int64_t>(blockIdx.x) * (256 / kThreads) + threadIdx.x / kThreads;
     if (i >= n) return;
     const int64_t first = static_cast<int64_t>(threadIdx.x % kThreads) * kCount;
-    const T* from = x.at(i);
     float held[kHeld][kCount], square = 0;
 #pragma unroll
     for (int p = 0; p < kHeld; ++p)
-        if (first + p * kStep < d) load_pack(held[p], from + first + p * kStep);
+        if (first + p * kStep < d) input.load(held[p], i, first + p * kStep);
     const auto add_squares = [&](const float(&v)[kCount]) {
 #pragma unroll
         for (int j = 0; j < kCount; ++j) square = fmaf(v[j], v[j], square);
@@ -49,7 +71,7 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(Rows<T> y, Rows<T> x, Vec
         if (first + p * kStep < d) add_squares(held[p]);
     float v[kCount], weight[kCount];
     for (int64_t c = first + kHeld * kStep; c < d; c += kStep) {
-        load_pack(v, from + c);
+        input.load(v, i, c);
         add_squares(v);
     }
     load_weights(weight, w, min(first, d - kCount));  // on its way while the sum is made
@@ -65,7 +87,7 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(Rows<T> y, Rows<T> x, Vec
     for (int p = 0; p < kHeld; ++p)
         if (first + p * kStep < d) put(held[p], first + p * kStep);
     for (int64_t c = first + kHeld * kStep; c < d; c += kStep) {
-        load_pack(v, from + c);
+        input.load_again(v, i, c);
         put(v, c);
     }
 }
@@ -138,14 +160,16 @@ dim3 blocks_of(int64_t n, int64_t d) { return static_cast<unsigned>(is_wide(d) ?
 
 bool packable_weight(const Tensor& w) { return reinterpret_cast<uintptr_t>(w.data) % 32 == 0; }
 
-template <class T>
-void rms_norm(cudaStream_t stream, const Tensor& y, const Tensor& x, const Tensor& w, double eps) {
+template <class T, bool kAdds>
+void rms_norm(cudaStream_t stream, const Tensor& y, const NormInput<T, kAdds>& input, bool packed, const Tensor& w,
+              double eps) {
+    using Input = NormInput<T, kAdds>;
     constexpr int kPack = kPackOf<T>;
     const int64_t n = y.dim(0), d = y.dim(1);
-    const bool packed = packable(x, y) && packable_weight(w);
-    const auto kernel = is_wide(d) ? (packed ? rms_norm_kernel<256, kPack, T> : rms_norm_kernel<256, 1, T>)
-                                   : (packed ? rms_norm_kernel<kWarp, kPack, T> : rms_norm_kernel<kWarp, 1, T>);
-    launch_early(kernel, blocks_of(n, d), 256, 0, stream, Rows<T>(y), Rows<T>(x), Vector(w), static_cast<float>(eps), n, d);
+    packed = packed && packable(y) && packable_weight(w);
+    const auto kernel = is_wide(d) ? (packed ? rms_norm_kernel<256, kPack, T, Input> : rms_norm_kernel<256, 1, T, Input>)
+                                   : (packed ? rms_norm_kernel<kWarp, kPack, T, Input> : rms_norm_kernel<kWarp, 1, T, Input>);
+    launch_early(kernel, blocks_of(n, d), 256, 0, stream, Rows<T>(y), input, Vector(w), static_cast<float>(eps), n, d);
     check_launch("rms_norm");
 }
 
@@ -166,19 +190,20 @@ void rms_norm_backward(cudaStream_t stream, const Tensor& dx, const Tensor& dy, 
 
 // (a, b) -> (a cos - b sin, a sin + b cos) on the pairs (x[i first], x[i first + second]).
 template <class T>
-void rope(cudaStream_t stream, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
-    const Rows<T> at(x);
+void rope(cudaStream_t stream, const Tensor& y, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
+    const Rows<T> to(y), from(x);
     const Rows<float> angles(table);
     const int64_t heads = x.dim(1), half = x.dim(2) / 2;
     const bool interleaved = pairing == RopePairing::kInterleaved;
     const float sign = inverse ? -1.0f : 1.0f;
     loop(stream, "rope", x.dim(0), heads * half, [=] __device__(int64_t i, int64_t c) {
         const int64_t pair = c % half, first = interleaved ? 2 * pair : pair, second = interleaved ? first + 1 : first + half;
-        T* head = at.at(i, c / half);
+        const T* head = from.at(i, c / half);
+        T* rotated = to.at(i, c / half);
         const float a = widen(head[first]), b = widen(head[second]);
         const float cosine = angles.at(i)[pair], sine = sign * angles.at(i)[half + pair];
-        head[first] = narrow<T>(a * cosine - b * sine);
-        head[second] = narrow<T>(a * sine + b * cosine);
+        rotated[first] = narrow<T>(a * cosine - b * sine);
+        rotated[second] = narrow<T>(a * sine + b * cosine);
     });
 }
 
@@ -191,7 +216,23 @@ void CudaOps::rms_norm(const Tensor& y, const Tensor& x, const Tensor& w, double
     check_tensor("rms_norm", "x", x, y.dtype, {n, d});
     check_tensor("rms_norm", "w", w, {d});
     if (y.size() == 0) return;
-    cuda::with_activation("rms_norm", y.dtype, [&](auto type) { cuda::rms_norm<decltype(type)>(stream_, y, x, w, eps); });
+    cuda::with_activation("rms_norm", y.dtype, [&](auto type) {
+        const cuda::Rows<decltype(type)> rows(x);
+        cuda::rms_norm(stream_, y, cuda::NormInput<decltype(type), false>{rows, rows, rows}, cuda::packable(x), w, eps);
+    });
+}
+
+void CudaOps::add_rms_norm(const Tensor& y, const Tensor& sum, const Tensor& a, const Tensor& b, const Tensor& w, double eps) {
+    check_tensor("add_rms_norm", "y", y, {kAny, kAny});
+    const int64_t n = y.dim(0), d = y.dim(1);
+    for (const Tensor* t : {&sum, &a, &b}) check_tensor("add_rms_norm", "a, b or their sum", *t, y.dtype, {n, d});
+    check_tensor("add_rms_norm", "w", w, {d});
+    if (y.size() == 0) return;
+    cuda::with_activation("add_rms_norm", y.dtype, [&](auto type) {
+        using Rows = cuda::Rows<decltype(type)>;
+        cuda::rms_norm(stream_, y, cuda::NormInput<decltype(type), true>{Rows(a), Rows(b), Rows(sum)},
+                       cuda::packable(a, b, sum), w, eps);
+    });
 }
 
 void CudaOps::rms_norm_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
@@ -229,11 +270,13 @@ void CudaOps::rope_table(const Tensor& table, const Tensor& positions, const Ten
     });
 }
 
-void CudaOps::rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
+void CudaOps::rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
     check_tensor("rope", "x", x, {kAny, kAny, kAny});
+    check_tensor("rope", "y", y, x.dtype, {x.dim(0), x.dim(1), x.dim(2)});
     check(x.dim(2) % 2 == 0, "rope: an odd number of channels");
     check_tensor("rope", "table", table, DType::kF32, {x.dim(0), x.dim(2)});
-    cuda::with_activation("rope", x.dtype, [&](auto type) { cuda::rope<decltype(type)>(stream_, x, table, pairing, inverse); });
+    cuda::with_activation("rope", x.dtype,
+                          [&](auto type) { cuda::rope<decltype(type)>(stream_, y, x, table, pairing, inverse); });
 }
 
 }  // namespace fathom

@@ -32,11 +32,11 @@ void Block::forward(Context& cx, const Tensor& y, const Tensor& x, const Batch& 
             return layer.forward(cx, rms_norm(cx, x, input_layernorm_, keep), batch, cache, state);
         },
         attention_);
-    cx.ops.add(h, x, attended);
+    const Tensor normed = add_rms_norm(cx, h, x, attended, post_attention_layernorm_, keep);
     const Tensor fed = std::visit(
         [&]<class Layer>(const Layer& layer) {
             auto* state = keep ? &saved->feed_forward.emplace<typename Layer::Saved>() : nullptr;
-            return layer.forward(cx, rms_norm(cx, h, post_attention_layernorm_, keep), batch, state);
+            return layer.forward(cx, normed, batch, state);
         },
         feed_forward_);
     cx.ops.add(y, h, fed);

@@ -63,6 +63,14 @@ struct RmsNorm {
     return y;
 }
 
+// The norm of sum = a + b.
+[[nodiscard]] inline Tensor add_rms_norm(Context& cx, const Tensor& sum, const Tensor& a, const Tensor& b, const RmsNorm& layer,
+                                         bool keep) {
+    Tensor y = cx.empty({sum.dim(0), sum.dim(1)}, keep);
+    cx.ops.add_rms_norm(y, sum, a, b, layer.weight.vector(), layer.eps);
+    return y;
+}
+
 [[nodiscard]] inline Tensor rms_norm_backward(Context& cx, const Tensor& dy, const Tensor& x, const RmsNorm& layer) {
     Tensor dx = cx.empty({x.dim(0), x.dim(1)});
     cx.ops.rms_norm_backward(dx, layer.weight.grad, dy, x, layer.weight.vector(), layer.eps);

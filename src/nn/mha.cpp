@@ -38,8 +38,8 @@ Tensor Mha::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const int64_t n = x.dim(0), h = config_.num_attention_heads, d = config_.head_dim, width = h * d;
     const auto heads = [&](const Tensor& t) { return t.view({t.dim(0), h, d}); };
     const Tensor q = heads(linear(cx, x, wq_, keep)), k = heads(linear(cx, x, wk_, keep)), v = heads(linear(cx, x, wv_, keep));
-    cx.ops.rope(q, batch.rope, config_.pairing, false);
-    cx.ops.rope(k, batch.rope, config_.pairing, false);
+    cx.ops.rope(q, q, batch.rope, config_.pairing, false);
+    cx.ops.rope(k, k, batch.rope, config_.pairing, false);
     for (const Tensor& state : {k, v}) round_as_cached(cx, state.view({n, width}));
     if (cache != nullptr) {
         cx.ops.scatter_weight_rows(page_rows(cache->states[0]), k.view({n, width}), batch.slots);
@@ -72,8 +72,8 @@ Tensor Mha::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
                                   group->of(saved.k), {}, group->of(saved.v), group->of(saved.o), group->of(saved.lse),
                                   group->spans, config_.softmax_scale);
     }
-    cx.ops.rope(dq, batch.rope, config_.pairing, true);
-    cx.ops.rope(dk, batch.rope, config_.pairing, true);
+    cx.ops.rope(dq, dq, batch.rope, config_.pairing, true);
+    cx.ops.rope(dk, dk, batch.rope, config_.pairing, true);
     const Tensor dx_q = linear_backward(cx, dq.view({n, width}), saved.x, wq_),
                  dx_k = linear_backward(cx, dk.view({n, width}), saved.x, wk_);
     return sum(cx, sum(cx, dx_q, dx_k), linear_backward(cx, dv.view({n, width}), saved.x, wv_));

@@ -75,39 +75,46 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     if (!keep && !cx.deterministic) std::tie(q_a, kv_a) = joined(cx, x, lora ? wq_a_ : wq_, wkv_a_);
     if (!q_a && lora) q_a = linear(cx, x, wq_a_, keep);
     if (!kv_a) kv_a = linear(cx, x, wkv_a_, keep);
-    const Tensor q = queries(cx, x, q_a, batch.rope);         // [n, h, d_n + d_r]
+    const Tensor q = queries(cx, x, q_a);                     // [n, h, d_n + d_r] before RoPE
     const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);  // [n, c_kv + d_r]
     if (cache != nullptr) cx.ops.scatter_weight_rows(page_rows(cache->states[0]), c_kv, batch.slots);
 
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
     for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
         if (group->rows == 0) continue;
+        const Tensor rope = group->of(batch.rope);
         if (group == &batch.absorbed) {
-            attend_absorbed(cx, group->of(o), group->of(lse), group->of(q),
+            attend_absorbed(cx, group->of(o), group->of(lse), group->of(q), rope,
                             cache != nullptr ? cache->states[0] : Weight(group->of(c_kv)), group->spans);
         } else if (cache == nullptr) {
-            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), group->of(c_kv), *group);
+            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), rope, group->of(c_kv), group->spans);
         } else {
             const Tensor cached = cx.empty({group->keys, c_kv.dim(1)});
             cx.ops.gather_weight_rows(cached, page_rows(cache->states[0]), group->key_rows);
-            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), cached, *group);
+            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), rope, cached, group->spans);
         }
     }
     if (keep) *saved = {x, q_a, kv_a, c_kv, o, lse};
     return linear(cx, o.view({n, h * d_v}), wo_);
 }
 
-// q = RoPE(W_UQ RMSNorm(c_q)): eq. 38 to 40 of DeepSeek-V2. [n, h, d_n + d_r], per head [nope | rope].
-Tensor Mla::queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const {
-    const int64_t d_n = config_.qk_nope_head_dim, d = d_n + config_.qk_rope_head_dim;
+// W_UQ RMSNorm(c_q), not yet rotated: eq. 38 to 40 of DeepSeek-V2. [n, h, d_n + d_r], per head [nope | rope].
+Tensor Mla::queries(Context& cx, const Tensor& x, const Tensor& q_a) const {
+    const int64_t d = config_.qk_nope_head_dim + config_.qk_rope_head_dim;
     Tensor flat = q_a;
     if (config_.q_lora_rank > 0)
         flat = linear(cx, rms_norm(cx, q_a, q_norm_), wq_b_);
     else if (!flat)
         flat = linear(cx, x, wq_);
-    const Tensor q = flat.view({x.dim(0), config_.num_attention_heads, d});
-    cx.ops.rope(channels(q, d_n, d), rope, config_.pairing, false);
-    return q;
+    return flat.view({x.dim(0), config_.num_attention_heads, d});
+}
+
+// y = the last d_r channels of x's heads, rotated.
+void Mla::rotate(Context& cx, const Tensor& y, const Tensor& x, const Tensor& rope, bool inverse) const {
+    const auto last = [&](const Tensor& heads) {
+        return channels(heads, heads.dim(2) - config_.qk_rope_head_dim, heads.dim(2));
+    };
+    cx.ops.rope(last(y), last(x), rope, config_.pairing, inverse);
 }
 
 // [RMSNorm(c~) | RoPE(k~)]: all that is cached per token, and the only input of keys and values. [n, c_kv + d_r].
@@ -115,25 +122,26 @@ Tensor Mla::latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool ke
     const int64_t n = kv_a.dim(0), c = config_.kv_lora_rank, width = kv_a.dim(1);
     const Tensor c_kv = cx.empty({n, width}, keep);
     cx.ops.rms_norm(c_kv.slice(1, 0, c), kv_a.slice(1, 0, c), kv_norm_.weight.vector(), kv_norm_.eps);
-    cx.ops.copy(c_kv.slice(1, c, width), kv_a.slice(1, c, width));
-    cx.ops.rope(c_kv.slice(1, c, width).view({n, 1, width - c}), rope, config_.pairing, false);
+    rotate(cx, c_kv.view({n, 1, width}), kv_a.view({n, 1, width}), rope);
     round_as_cached(cx, c_kv);
     return c_kv;
 }
 
-// o = softmax(scale q [k_n | k_r]^T) v with k_n and v projected up from the latents of all keys. c_kv [keys, c_kv + d_r].
-void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
-                          const SequenceGroup& group) const {
+// o = softmax(scale RoPE(q) [k_n | k_r]^T) v with k_n and v projected up from the latents of all keys. c_kv [keys, c_kv + d_r].
+// Rotates q.
+void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
+                          const Tensor& c_kv, const Spans& spans) const {
     const int64_t c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
     const Tensor kv = expand(cx, c_kv.slice(1, 0, c));
-    cx.ops.attention(o, lse, q, channels(kv, 0, d_n), c_kv.slice(1, c, c_kv.dim(1)), channels(kv, d_n, d_n + d_v), group.spans,
+    rotate(cx, q, q, rope);
+    cx.ops.attention(o, lse, q, channels(kv, 0, d_n), c_kv.slice(1, c, c_kv.dim(1)), channels(kv, d_n, d_n + d_v), spans,
                      config_.softmax_scale);
 }
 
 // The same function with W_UK moved to the query and W_UV to the output: keys are the latents themselves, values their first
 // c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
-void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Weight& c_kv,
-                          const Spans& spans) const {
+void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
+                          const Weight& c_kv, const Spans& spans) const {
     const int64_t n = q.dim(0), h = q.dim(1), c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim,
                   d_r = config_.qk_rope_head_dim;
     const Tensor q_latent = cx.empty({n, h, c + d_r}), u = cx.empty({n, h, c});
@@ -141,7 +149,7 @@ void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const
         cx.ops.batched_matmul(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
     else
         cx.ops.batched_dgrad(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
-    cx.ops.copy(channels(q_latent, c, c + d_r), channels(q, d_n, d_n + d_r));
+    rotate(cx, q_latent, q, rope);
     cx.ops.latent_attention(u, lse, q_latent, c_kv, spans, config_.softmax_scale);
     cx.ops.batched_matmul(o, u, value_weights());
 }
@@ -165,7 +173,8 @@ Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
     const int64_t d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
     const Tensor dout = linear_backward(cx, dy, saved.o.view({n, h * d_v}), wo_).view({n, h, d_v});
     const Tensor c_kv = saved.c_kv.slice(1, 0, c), k_rope = saved.c_kv.slice(1, c, width);
-    const Tensor q = queries(cx, saved.x, saved.q_a, batch.rope);
+    const Tensor q = queries(cx, saved.x, saved.q_a);
+    rotate(cx, q, q, batch.rope);
     const Tensor kv = linear(cx, c_kv, wkv_b_).view({n, h, d_n + d_v});
 
     const Tensor dq = cx.empty({n, h, q.dim(2)}), dkv = cx.empty({n, h, d_n + d_v}), dkv_a = cx.empty({n, width});
@@ -177,7 +186,7 @@ Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
                                   channels(group->of(kv), 0, d_n), group->of(k_rope), channels(group->of(kv), d_n, d_n + d_v),
                                   group->of(saved.o), group->of(saved.lse), group->spans, config_.softmax_scale);
     }
-    cx.ops.rope(dk_rope.view({n, 1, width - c}), batch.rope, config_.pairing, true);
+    rotate(cx, dkv_a.view({n, 1, width}), dkv_a.view({n, 1, width}), batch.rope, true);
     const Tensor dc_kv = linear_backward(cx, dkv.view({n, h * (d_n + d_v)}), c_kv, wkv_b_);
     cx.ops.rms_norm_backward(dkv_a.slice(1, 0, c), kv_norm_.weight.grad, dc_kv, saved.kv_a.slice(1, 0, c),
                              kv_norm_.weight.vector(), kv_norm_.eps);
@@ -189,9 +198,8 @@ Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
 
 // dq [n, h, d_n + d_r] -> the part of dx that comes through the queries.
 Tensor Mla::queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const {
-    const int64_t d_n = config_.qk_nope_head_dim, d = dq.dim(2);
-    cx.ops.rope(channels(dq, d_n, d), batch.rope, config_.pairing, true);
-    const Tensor flat = dq.view({dq.dim(0), dq.dim(1) * d});
+    rotate(cx, dq, dq, batch.rope, true);
+    const Tensor flat = dq.view({dq.dim(0), dq.dim(1) * dq.dim(2)});
     if (!saved.q_a) return linear_backward(cx, flat, saved.x, wq_);
     const Tensor dc_q = linear_backward(cx, flat, rms_norm(cx, saved.q_a, q_norm_), wq_b_);
     return linear_backward(cx, rms_norm_backward(cx, dc_q, saved.q_a, q_norm_), saved.x, wq_a_);

@@ -61,12 +61,13 @@ private:
     Linear wo_;           // [hidden, h d_v]
     bool split_ = false;
 
-    [[nodiscard]] Tensor queries(Context& cx, const Tensor& x, const Tensor& q_a, const Tensor& rope) const;
+    [[nodiscard]] Tensor queries(Context& cx, const Tensor& x, const Tensor& q_a) const;
+    void rotate(Context& cx, const Tensor& y, const Tensor& x, const Tensor& rope, bool inverse = false) const;
     [[nodiscard]] Tensor latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const;
-    void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& c_kv,
-                         const SequenceGroup& group) const;
-    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Weight& c_kv,
-                         const Spans& spans) const;
+    void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
+                         const Tensor& c_kv, const Spans& spans) const;
+    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
+                         const Weight& c_kv, const Spans& spans) const;
     [[nodiscard]] Tensor queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const;
     // Keys and values [n, h, d_n + d_v] of latents c_kv [n, c_kv].
     [[nodiscard]] Tensor expand(Context& cx, const Tensor& c_kv) const;

@@ -120,10 +120,10 @@ Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* sav
     cx.ops.swiglu(inner, gate, up);
     const Tensor expert_y = experts(cx, inner, down_, offsets, keep);
     const Tensor y = cx.empty({n, hidden});
-    cx.ops.combine(y, expert_y, slot, choice.weights);
-
     Mlp::Saved shared;
-    if (config_.n_shared_experts > 0) cx.ops.add(y, y, shared_.forward(cx, x, batch, keep ? &shared : nullptr));
+    const bool shares = config_.n_shared_experts > 0;
+    cx.ops.combine(y, expert_y, slot, choice.weights,
+                   shares ? shared_.forward(cx, x, batch, keep ? &shared : nullptr) : Tensor());
     if (keep) *saved = {x, choice, offsets, source, slot, gate, up, expert_y, shared};
     return y;
 }
@@ -143,8 +143,8 @@ Tensor Moe::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
     const Tensor ddispatched = gates_and_ups_backward(cx, dgate_up, dispatched, gate_, up_, s.offsets);
 
     const Tensor dx = cx.empty({n, hidden});
-    cx.ops.combine(dx, ddispatched, s.slot, {});
-    cx.ops.add(dx, dx, router_.backward(cx, dweights, s.x, s.choice, batch.cu_seqlens, statistics.balance_loss));
+    cx.ops.combine(dx, ddispatched, s.slot, {},
+                   router_.backward(cx, dweights, s.x, s.choice, batch.cu_seqlens, statistics.balance_loss));
     if (config_.n_shared_experts > 0) cx.ops.add(dx, dx, shared_.backward(cx, dy, batch, s.shared));
     return dx;
 }

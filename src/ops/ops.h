@@ -114,11 +114,18 @@ public:
     virtual void rms_norm(const Tensor& y, const Tensor& x, const Tensor& w, double eps) = 0;
     virtual void rms_norm_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
                                    double eps) = 0;
+    // sum = a + b, y = its norm: what add and rms_norm do, which a device may do in one pass. sum may be a or b.
+    virtual void add_rms_norm(const Tensor& y, const Tensor& sum, const Tensor& a, const Tensor& b, const Tensor& w,
+                              double eps) {
+        add(sum, a, b);
+        rms_norm(y, sum, w, eps);
+    }
     // table[i] = magnitude * [cos a_0 .. cos a_{d/2-1}, sin a_0 ..], a_j = positions[i] * inv_freq[j] rounded to f32: [n, d],
     // [n], [d/2] f32.
     virtual void rope_table(const Tensor& table, const Tensor& positions, const Tensor& inv_freq, double magnitude) = 0;
-    // Rotates x [n, h, d] in place by the angles of `table` [n, d]; inverse = by minus the angles, which is also the backward.
-    virtual void rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) = 0;
+    // y = x [n, h, d] rotated by the angles of `table` [n, d]; inverse = by minus the angles, which is also the backward. y may
+    // be x.
+    virtual void rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) = 0;
 
     // ---- matrix products -------------------------------------------------------------------------------------------------
     // Each element is ONE chain of fused multiply-adds over ascending k starting from 0, so that all ISA levels and tilings
@@ -171,9 +178,9 @@ public:
     // Sorts the n K choices by expert, stably by token. offsets [E + 1]; source [m]: token of sorted row; slot [n, K]: sorted
     // row of a choice.
     virtual void sort_by_expert(const Tensor& offsets, const Tensor& source, const Tensor& slot, const Tensor& indices) = 0;
-    // y[i] = sum_k weights[i, k] x[slot[i, k]] in order of k; weights absent = 1 (then it is the backward of the dispatch
-    // gather).
-    virtual void combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) = 0;
+    // y[i] = (sum_k weights[i, k] x[slot[i, k]] in order of k) + base[i]; weights absent = 1 (then it is the backward of the
+    // dispatch gather), base [n, d] absent = 0. y may be base.
+    virtual void combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights, const Tensor& base) = 0;
     // dx[slot[i, k]] = weights[i, k] dy[i];  dweights[i, k] = dy[i] . x[slot[i, k]].
     virtual void combine_backward(const Tensor& dx, const Tensor& dweights, const Tensor& dy, const Tensor& x,
                                   const Tensor& slot, const Tensor& weights) = 0;

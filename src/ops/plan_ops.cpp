@@ -119,8 +119,8 @@ void PlanOps::rope_table(const Tensor& table, const Tensor& positions, const Ten
     count(OpFamily::kNormRope, {table}, {positions, inv_freq});
 }
 
-void PlanOps::rope(const Tensor& x, const Tensor& table, RopePairing /*pairing*/, bool /*inverse*/) {
-    count(OpFamily::kNormRope, {x}, {x, table});
+void PlanOps::rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePairing /*pairing*/, bool /*inverse*/) {
+    count(OpFamily::kNormRope, {y}, {x, table});
 }
 
 // ---- matrix products ----
@@ -215,8 +215,8 @@ void PlanOps::sort_by_expert(const Tensor& offsets, const Tensor& source, const 
     count(OpFamily::kExperts, {offsets, source, slot}, {indices});
 }
 
-void PlanOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) {
-    count(OpFamily::kExperts, {y}, {x, slot, weights});
+void PlanOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights, const Tensor& base) {
+    count(OpFamily::kExperts, {y}, {x, slot, weights, base});
 }
 
 void PlanOps::combine_backward(const Tensor& dx, const Tensor& dweights, const Tensor& dy, const Tensor& x, const Tensor& slot,

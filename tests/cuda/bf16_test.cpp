@@ -163,10 +163,24 @@ TEST_P(Bf16, NormRopeAndSwigluAreTheReferencesRounded) {
             o.rms_norm_backward(at(dx), at(dw), at(dy), at(x), at(w), 1e-6);
             o.swiglu(at(z), at(x), at(dy));
             o.swiglu_backward(at(dgate), at(dup), at(dy), at(x), at(x));
-            o.rope(at(rotated), at(table), RopePairing::kInterleaved, false);
+            o.rope(at(rotated), at(rotated), at(table), RopePairing::kInterleaved, false);
         });
         for (const Pair& one : {y, dx, z, dgate, dup, rotated}) expect_close(one);
         expect_close(dw, kF32Sums / tolerance(DType::kF32));
+    }
+}
+
+TEST_P(Bf16, ASumAndItsNormAreThoseOfTwoOpsToTheBit) {
+    for (const int64_t d : {24, 40, 1000, 2048, 2051, 9000}) {
+        const int64_t n = rows();
+        const Pair a = activation({n, d}), b = activation({n, d}), w = random({d}, 1, 0, DType::kBF16);
+        const auto space = [&] { return random({n, d}, 1, 0, DType::kBF16, true); };
+        const Pair sum = space(), y = space(), sum_alone = space(), y_alone = space();
+        ops->add_rms_norm(y.device, sum.device, a.device, b.device, w.device, 1e-6);
+        ops->add(sum_alone.device, a.device, b.device);
+        ops->rms_norm(y_alone.device, sum_alone.device, w.device, 1e-6);
+        EXPECT_EQ(device_values(sum).data, device_values(sum_alone).data) << d;
+        EXPECT_EQ(device_values(y).data, device_values(y_alone).data) << d;
     }
 }
 

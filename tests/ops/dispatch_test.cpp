@@ -25,13 +25,14 @@ TEST_P(Dispatch, CombineWeighsTheExpertsAnswersAndBackwardMirrorsIt) {
     for (int i = 0; i < kCases; ++i) {
         const int64_t n = rows(), k = integer(1, 8), d = width(), m = n * k;
         const Pair slot = ints({n, k}, distinct(m, m)), x = random({m, d}), weights = random({n, k}), dy = random({n, d});
-        const Pair y = empty({n, d}), sum = empty({n, d}), dx = empty({m, d}), dweights = empty({n, k});
+        const Pair y = empty({n, d}), sum = empty({n, d}), dx = empty({m, d}), dweights = empty({n, k}), base = random({n, d});
         run([&](Ops& o, Side at) {
-            o.combine(at(y), at(x), at(slot), at(weights));
-            o.combine(at(sum), at(x), at(slot), {});
+            o.combine(at(y), at(x), at(slot), at(weights), at(base));
+            o.combine(at(sum), at(x), at(slot), {}, {});
+            o.combine(at(base), at(x), at(slot), at(weights), at(base));
             o.combine_backward(at(dx), at(dweights), at(dy), at(x), at(slot), at(weights));
         });
-        for (const Pair& result : {y, sum, dx, dweights}) expect_close(result);
+        for (const Pair& result : {y, sum, dx, dweights, base}) expect_close(result);
     }
 }
 

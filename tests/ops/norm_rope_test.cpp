@@ -23,6 +23,18 @@ TEST_P(NormRope, RmsNormWorksInPlace) {
     expect_close(x);
 }
 
+TEST_P(NormRope, ASumsNormLeavesTheSumToo) {
+    for (int i = 0; i < kCases; ++i) {
+        const int64_t n = rows(), d = i == 0 ? 5003 : width();
+        const Pair a = random({n, d}), b = random({n, d}), w = random({d}, 0.5, 1), y = empty({n, d}), sum = empty({n, d});
+        run([&](Ops& o, Side at) {
+            o.add_rms_norm(at(y), at(sum), at(a), at(b), at(w), 1e-6);
+            o.add_rms_norm(at(b), at(a), at(a), at(b), at(w), 1e-6);
+        });
+        for (const Pair& result : {y, sum, a, b}) expect_close(result);
+    }
+}
+
 TEST_P(NormRope, EpsKeepsARowOfZerosAtZero) {
     const Pair x = constant({2, 40}, 0), y = empty({2, 40}), w = random({40});
     run([&](Ops& o, Side at) { o.rms_norm(at(y), at(x), at(w), 1e-6); });
@@ -64,9 +76,14 @@ TEST_P(NormRope, RopeRotatesEveryHeadByBothPairings) {
     for (const RopePairing pairing : {RopePairing::kInterleaved, RopePairing::kHalves}) {
         for (int i = 0; i < kCases; ++i) {
             const int64_t n = rows(), d = 2 * integer(1, 40);
-            const Pair x = random({n, integer(1, 5), d}), table = random({n, d});
-            run([&](Ops& o, Side at) { o.rope(at(x), at(table), pairing, i % 2 == 0); });
+            const int64_t heads = integer(1, 5);
+            const Pair x = random({n, heads, d}), table = random({n, d}), y = empty({n, heads, d});
+            run([&](Ops& o, Side at) {
+                o.rope(at(y), at(x), at(table), pairing, i % 2 == 1);
+                o.rope(at(x), at(x), at(table), pairing, i % 2 == 0);
+            });
             expect_close(x);
+            expect_close(y);
         }
     }
 }
@@ -76,7 +93,7 @@ TEST_P(NormRope, TheInverseRotationUndoesRope) {
     const Pair table = empty({20, 16});
     const Values<double> before(x.reference);
     run([&](Ops& o, Side at) { o.rope_table(at(table), at(positions), at(frequency), 1); });
-    for (const bool inverse : {false, true}) ops->rope(x.device, table.device, RopePairing::kInterleaved, inverse);
+    for (const bool inverse : {false, true}) ops->rope(x.device, x.device, table.device, RopePairing::kInterleaved, inverse);
     before.store(x.reference);
     expect_close(x);
 }

@@ -115,7 +115,9 @@ std::vector<OneArithmeticOps::RowOp> OneArithmeticOps::expert_ops() {
          }},
         {"combine",
          {y},
-         [=](Ops& o, int64_t b, int64_t e) { o.combine(cut(y, b, e), answers.device, cut(slot, b, e), cut(dweights, b, e)); }},
+         [=](Ops& o, int64_t b, int64_t e) {
+             o.combine(cut(y, b, e), answers.device, cut(slot, b, e), cut(dweights, b, e), {});
+         }},
     };
 }
 

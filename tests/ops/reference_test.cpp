@@ -56,10 +56,9 @@ TEST(Reference, Rope) {
             const Tensor frequency = side.params.allocate(DType::kF32, {4});
             side.ops.fill(frequency, 0.3);
             side.ops.rope_table(table, side.cx.ints(std::vector<int32_t>{1, 5, 100}), frequency, 1);
-            side.ops.copy(y, x);
-            side.ops.rope(y, table, pairing, false);
+            side.ops.rope(y, x, table, pairing, false);
             const Tensor dy = side.output(y);
-            side.ops.rope(dy, table, pairing, true);
+            side.ops.rope(dy, dy, table, pairing, true);
             side.gradient(x, dy);
         });
     }
@@ -152,11 +151,12 @@ TEST(Reference, BalanceLosses) {
 
 TEST(Reference, Combine) {
     expect_adjoint([](auto& side) {
-        const Tensor x = side.input({6, 4}), weights = side.input({3, 2}), y = side.cx.empty({3, 4});
+        const Tensor x = side.input({6, 4}), weights = side.input({3, 2}), base = side.input({3, 4}), y = side.cx.empty({3, 4});
         const Tensor slot = side.cx.ints(std::vector<int32_t>{5, 0, 1, 4, 2, 3}).view({3, 2});
-        side.ops.combine(y, x, slot, weights);
-        const Tensor dx = like(side, x), dweights = like(side, weights);
-        side.ops.combine_backward(dx, dweights, side.output(y), x, slot, weights);
+        side.ops.combine(y, x, slot, weights, base);
+        const Tensor dx = like(side, x), dweights = like(side, weights), dy = side.output(y);
+        side.ops.combine_backward(dx, dweights, dy, x, slot, weights);
+        side.gradient(base, dy);
         side.gradient(x, dx);
         side.gradient(weights, dweights);
     });

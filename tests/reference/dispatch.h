@@ -27,13 +27,15 @@ void ReferenceOps<T>::sort_by_expert(const Tensor& offsets, const Tensor& source
 }
 
 template <class T>
-void ReferenceOps<T>::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) {
-    const Values<T> in(x), w(weights);
+void ReferenceOps<T>::combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights, const Tensor& base) {
+    const Values<T> in(x), w(weights), added(base);
     const Values<int64_t> slots(slot);
     Values<T> out(slots.dim(0), in.dim(1));
     for (int64_t i = 0; i < slots.dim(0); ++i)
         for (int64_t k = 0; k < slots.dim(1); ++k)
             for (int64_t c = 0; c < in.dim(1); ++c) out(i, c) += (weights ? w(i, k) : T(1)) * in(slots(i, k), c);
+    for (int64_t i = 0; base && i < slots.dim(0); ++i)
+        for (int64_t c = 0; c < in.dim(1); ++c) out(i, c) += added(i, c);
     out.store(y);
 }
 

@@ -62,7 +62,7 @@ void ReferenceOps<T>::rope_table(const Tensor& table, const Tensor& positions, c
 }
 
 template <class T>
-void ReferenceOps<T>::rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
+void ReferenceOps<T>::rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) {
     Values<T> out(x);
     const Values<T> angles(table);
     const int64_t half = out.dim(2) / 2;
@@ -78,7 +78,7 @@ void ReferenceOps<T>::rope(const Tensor& x, const Tensor& table, RopePairing pai
             }
         }
     }
-    out.store(x);
+    out.store(y);
 }
 
 }  // namespace fathom

@@ -35,7 +35,7 @@ public:
     void rms_norm_backward(const Tensor& dx, const Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& w,
                            double eps) override;
     void rope_table(const Tensor& table, const Tensor& positions, const Tensor& inv_freq, double magnitude) override;
-    void rope(const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) override;
+    void rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePairing pairing, bool inverse) override;
 
     // matrix products: products.h
     void matmul(const Tensor& y, const Tensor& x, const Weight& w) override;
@@ -66,7 +66,7 @@ public:
     void balance_loss(const Tensor& loss, const Tensor& dscores, const Tensor& scores, const Tensor& indices,
                       const Tensor& cu_seqlens, const BalanceLoss& rule) override;
     void sort_by_expert(const Tensor& offsets, const Tensor& source, const Tensor& slot, const Tensor& indices) override;
-    void combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights) override;
+    void combine(const Tensor& y, const Tensor& x, const Tensor& slot, const Tensor& weights, const Tensor& base) override;
     void combine_backward(const Tensor& dx, const Tensor& dweights, const Tensor& dy, const Tensor& x, const Tensor& slot,
                           const Tensor& weights) override;
     void add_expert_load(const Tensor& load, const Tensor& offsets) override;
