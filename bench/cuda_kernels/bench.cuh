@@ -130,6 +130,7 @@ void check_gemm();
 void time_gemm();
 void check_fp8();
 void time_fp8();
+void check_promotion();
 void check_mla();
 void time_mla();
 void check_attention();

@@ -1,5 +1,5 @@
-// hopper_bench SECTION...: checks and times the Hopper kernels. Sections: gemm-check gemm-time fp8-check fp8-time mla-check
-// mla-time attention-check attention-time. Exit code 1 when a check fails.
+// hopper_bench SECTION...: checks and times the Hopper kernels. Sections: gemm-check gemm-time fp8-check fp8-time
+// fp8-promotion mla-check mla-time attention-check attention-time. Exit code 1 when a check fails.
 #include <exception>
 #include <functional>
 #include <map>
@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
                                                                    {"gemm-time", time_gemm},
                                                                    {"fp8-check", check_fp8},
                                                                    {"fp8-time", time_fp8},
+                                                                   {"fp8-promotion", check_promotion},
                                                                    {"mla-check", check_mla},
                                                                    {"mla-time", time_mla},
                                                                    {"attention-check", check_attention},
