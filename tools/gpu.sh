@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # ./run gpu-bundle builds here what travels to a machine with a GPU, one archive; ./run gpu-test and gpu-bench run there from it.
-# Parts that passed before are not run again; every part ends within eight minutes; the report is one CSV.
+# Parts that passed before are not run again; every part ends within eight minutes; the report is one CSV, whose last column is
+# the last line that a part printed: for figures, all of them as one JSON object.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 readonly kBundle=${FATHOM_GPU_BUNDLE:-build/gpu-bundle} kArchive=${FATHOM_GPU_ARCHIVE:-build/gpu-travel/gpu-bundle.tar.xz}
 readonly kLimitMiB=18
-readonly kTests=(test_cuda_ops test_cuda_bf16 test_cuda_model)
+readonly kTests=(test_cuda_ops test_cuda_bf16 test_cuda_model) kKernelBenches=(hopper_bench coded_bench)
 
 fail() {
     printf 'gpu.sh: error: %s\n' "$*" >&2
@@ -16,11 +17,14 @@ fail() {
 bundle() {
     command -v nvcc >/dev/null || fail "no nvcc here: the bundle is built where CUDA 13 is installed"
     cmake --preset cuda >/dev/null
-    cmake --build --preset cuda -j "${FATHOM_JOBS:-$(nproc)}" --target fathom fathom_cuda "${kTests[@]}"
+    cmake --build --preset cuda -j "${FATHOM_JOBS:-$(nproc)}" --target fathom fathom_cuda "${kTests[@]}" "${kKernelBenches[@]}"
     rm -rf "$kBundle" && mkdir -p "$kBundle/lib"
     local file
     for file in fathom libfathom_cuda.so; do strip -o "$kBundle/$file" "build/cuda/$file"; done
     for file in "${kTests[@]}"; do strip -o "$kBundle/$file" "build/cuda/tests/$file"; done
+    for file in "${kKernelBenches[@]}"; do strip -o "$kBundle/$file" "build/cuda/bench/cuda_kernels/$file"; done
+    # The PyTorch side of the comparisons, where this machine has it.
+    [[ ! -d ../shared/bench ]] || cp ../shared/bench/torch_*.py "$kBundle/"
     # What Ubuntu does not have under the same name; the C++ runtime and glibc there are newer than ours.
     ldd "$kBundle"/fathom "$kBundle"/test_cuda_model | awk '$3 ~ /^\// {print $3}' | sort -u |
         { grep -Ev '/(libc|libm|libgcc_s|libstdc\+\+|libpthread|libdl|librt|ld-linux.*|libfathom_cuda)\.so' || true; } |
@@ -38,6 +42,23 @@ bundle() {
 
 readonly kReport=${FATHOM_GPU_REPORT:-bench/results/gpu-$(date +%F).csv}
 
+# Of a log, as a field of a CSV: the JSON object that it ends with, else all timings of kernels, else its last line.
+last_line() {
+    python3 - "$1" <<'END'
+import json, sys
+text = open(sys.argv[1], errors="replace").read().rstrip()
+lines = text.split("\n")
+line = "; ".join(one for one in lines if one.startswith(("TIME", "fp8 sums"))) or lines[-1]
+for begin in (i for i, one in enumerate(lines) if one.startswith("{")):
+    try:
+        line = json.dumps(json.loads("\n".join(lines[begin:])))
+        break
+    except ValueError:
+        pass
+print(line.replace('"', '""'))
+END
+}
+
 # part NAME COMMAND...: runs a command unless it passed before, and adds a line to the report.
 part() {
     local name=$1 began=$SECONDS status=pass log
@@ -49,7 +70,8 @@ part() {
     log=$(mktemp)
     timeout 480 "$@" >"$log" 2>&1 || status=FAIL
     tail -n 25 "$log"
-    printf '%s,%s,%d,"%s"\n' "$name" "$status" $((SECONDS - began)) "$(tail -n 1 "$log" | tr '",' "' ")" | tee -a "$kReport"
+    printf '%s,%s,%d,"%s"\n' "$name" "$status" $((SECONDS - began)) "$(last_line "$log")" >>"$kReport"
+    tail -n 1 "$kReport"
     rm -f "$log"
 }
 
@@ -113,19 +135,45 @@ gpu_test() {
     ! grep -q ',FAIL,' "$kReport"
 }
 
+# Kernels alone, each beside its limit; their checks against plain kernels first.
+kernels() {
+    "$kBundle/hopper_bench" "$@"
+}
+
+# What PyTorch and transformers do, or why not.
+peer() {
+    [[ -f $kBundle/$1 ]] || fail "the bundle has no $1"
+    python3 "$kBundle/$1" "${@:2}"
+}
+
 gpu_bench() {
     begin_report
-    local fathom=("$kBundle/fathom" --quiet --device cuda) compute
-    for compute in f32 bf16; do
-        part "train-stories-$compute" "${fathom[@]}" --compute "$compute" bench train --random-config models/stories.toml --rows 32
+    local section config=bench/configs/v2-lite.json dtype
+    for section in gemm fp8 mla attention; do part "kernels-$section" "$BASH" "$0" call kernels "$section-check" "$section-time"; done
+    part kernels-fp8-promotion "$BASH" "$0" call kernels fp8-promotion
+    part kernels-few-bits "$kBundle/coded_bench"
+    part peer-grouped "$BASH" "$0" call peer torch_grouped.py
+
+    local fathom=("$kBundle/fathom" --quiet --device cuda --compute bf16)
+    local weights=(--random-config "$config" --cache-type bf16 --repetitions 3 --json)
+    for dtype in bf16 fp8 int4; do
+        part "decode-1-$dtype" "${fathom[@]}" bench decode "${weights[@]}" --dtype "$dtype" --batch 1 --prompt-tokens 32 --max-new-tokens 64
+        part "decode-128-$dtype" "${fathom[@]}" bench decode "${weights[@]}" --dtype "$dtype" --batch 128 --depth 512 --max-new-tokens 24
     done
-    part train-1.3b "${fathom[@]}" --compute bf16 bench train --random-config bench/configs/moe-1.3b-a0.28b.json --rows 8 \
-        --sequence-length 2048 --dtype bf16 --steps 3
-    part decode-v2-lite "${fathom[@]}" --compute bf16 bench decode --random-config bench/configs/v2-lite.json --dtype bf16
-    part prefill-v2-lite "${fathom[@]}" --compute bf16 bench prefill --random-config bench/configs/v2-lite.json --dtype bf16 \
-        --batch 8 --prompt-tokens 1024
-    part serve-v2-lite bench/serve_gpu.sh "$kBundle"
+    part decode-1-portable env FATHOM_CUDA_PORTABLE=1 "${fathom[@]}" bench decode "${weights[@]}" --dtype bf16 --batch 1 --prompt-tokens 32
+    part decode-128-deterministic "${fathom[@]}" --deterministic bench decode "${weights[@]}" --dtype bf16 --batch 128 --depth 512 \
+        --max-new-tokens 24
+    part peer-decode "$BASH" "$0" call peer torch_decode.py
+    for dtype in bf16 fp8; do
+        part "prefill-$dtype" "${fathom[@]}" bench prefill "${weights[@]}" --dtype "$dtype" --batch 32 --prompt-tokens 1024
+    done
+
+    local model=(--random-config bench/configs/moe-1.3b-a0.28b.json --rows 8 --sequence-length 2048 --dtype bf16 --steps 3 --json)
+    for dtype in bf16 fp8; do part "train-$dtype" "$kBundle/fathom" --quiet --device cuda --compute "$dtype" bench train "${model[@]}"; done
+    part peer-train "$BASH" "$0" call peer torch_train.py
+    part serve "$BASH" bench/serve_gpu.sh "$kBundle"
     cat "$kReport"
+    ! grep -q ',FAIL,' "$kReport"
 }
 
 case "${1:-}" in
