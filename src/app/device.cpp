@@ -100,13 +100,13 @@ void check_device(const Globals& globals) {
     if (parse(globals.device).kind == Choice::Kind::kCuda) (void)open_plugin();
 }
 
-Device::Device(const Globals& globals, bool trains) : threads_(globals.threads) {
+Device::Device(const Globals& globals, bool keeps_f32) : threads_(globals.threads) {
     const Choice choice = parse(globals.device);
     if (choice.kind == Choice::Kind::kCuda) ops_ = open_cuda(choice.gpu, globals);
     if (choice.kind == Choice::Kind::kAuto) ops_ = open_automatically(globals);
     if (ops_ != nullptr) return;
     const Isa isa = choose_isa();
-    ops_ = std::make_unique<CpuOps>(threads_, trains ? std::min(isa, Isa::kAvx512) : isa, globals.deterministic);
+    ops_ = std::make_unique<CpuOps>(threads_, keeps_f32 ? std::min(isa, Isa::kAvx512) : isa, globals.deterministic);
 }
 
 }  // namespace fathom

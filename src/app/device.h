@@ -12,9 +12,9 @@ namespace fathom {
 // Threads and a back end. Stays where it was built: the back end holds on to the threads.
 class Device {
 public:
-    // auto is cpu. `trains`: no activation is rounded, --deterministic or not, because gradients are taken of f32 on the CPU.
-    // Throws what check_device throws.
-    explicit Device(const Globals& globals, bool trains = false);
+    // auto is cpu. `keeps_f32`: the CPU rounds no activation to bf16 (docs/decisions/014), --deterministic or not: for
+    // training, what is compared with it, and models in f32. Throws what check_device throws.
+    explicit Device(const Globals& globals, bool keeps_f32 = false);
     Device(const Device&) = delete;
     Device& operator=(const Device&) = delete;
 

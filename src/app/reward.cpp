@@ -125,7 +125,7 @@ void report(const std::vector<ScoredLine>& lines, int64_t overlong, const Global
 }
 
 void score(const ScoreOptions& options, const Globals& globals) {
-    Device device(globals);
+    Device device(globals, true);  // scores are those that training saw
     RewardModel model(options.model, device.ops(), options.chat_format);
     int64_t overlong = 0;
     std::vector<ScoredLine> lines = read_lines(options, model, overlong);
