@@ -129,7 +129,7 @@ public:
 
     // ---- matrix products -------------------------------------------------------------------------------------------------
     // Each element is ONE chain of fused multiply-adds over ascending k starting from 0, so that all ISA levels and tilings
-    // agree.
+    // agree. A device may be told not to keep to it for inference (docs/decisions/014), but a row never sees its batch.
     virtual void matmul(const Tensor& y, const Tensor& x, const Weight& w) = 0;  // y = x w^T: [n, out], [n, in], [out, in]
     virtual void matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) = 0;  // dx = dy w (chain over out)
     virtual void matmul_wgrad(const Tensor& dw, const Tensor& dy,
