@@ -11,6 +11,7 @@
 #include "base/rng.h"
 #include "base/threads.h"
 #include "cpu/cpu_ops.h"
+#include "cpu/isa.h"
 #include "cpu/quant_panel.h"
 #include "tensor/tensor.h"
 
@@ -64,7 +65,7 @@ double from_memory(BlockType type, int rounds, CpuOps& ops) {
 
 void measure(BlockType type, int rounds) {
     ThreadPool pool(1);
-    CpuOps ops(pool);
+    CpuOps ops(pool, choose_isa(), false);
     Arena arena("bench");
     const BlockTraits& traits = traits_of(type);
     const Weight w = blocks(arena, type, kOut);

@@ -30,7 +30,7 @@ TileSize tile_size(const GemmProduct& p, int64_t cost) {
     return tile;
 }
 
-bool in_pairs(const GemmProduct& p, Isa isa) { return isa == Isa::kAvx512Bf16 && p.b.panels && p.b.dtype == DType::kBF16; }
+bool in_pairs(const GemmProduct& p, Isa isa) { return has_pairs(isa) && p.b.panels && p.b.dtype == DType::kBF16 && p.k > 0; }
 
 }  // namespace
 
@@ -53,11 +53,12 @@ std::vector<GemmTile> plan_gemm(std::span<const GemmProduct> products, int threa
 void run_gemm(std::span<const GemmProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch) {
     const std::vector<GemmTile> tiles = plan_gemm(products, pool.size());
     const auto numbers = has_avx512(isa) ? gemm_tile_avx512 : gemm_tile_avx2;
+    const auto pairs = isa == Isa::kAmx ? gemm_tile_amx : gemm_tile_pairs_avx512;
     pool.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end, int thread) {
         auto* const memory = scratch.of_thread<float>(thread, GemmBlocking::kScratchFloats);
         for (int64_t i = begin; i < end; ++i) {
             const GemmTile& tile = tiles[static_cast<size_t>(i)];
-            (in_pairs(*tile.product, isa) ? gemm_tile_pairs_avx512 : numbers)(tile, memory);
+            (in_pairs(*tile.product, isa) ? pairs : numbers)(tile, memory);
         }
     });
 }

@@ -1,15 +1,27 @@
 #include "cpu/isa.h"
 
 #include <fmt/format.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <cstdlib>
 
 #include "base/error.h"
 #include "cpu/roofline.h"
 
 namespace fathom {
+namespace {
+
+// Linux gives a process tiles when it asks for them, once: their 8 KB are part of what a thread's switch must save.
+bool may_use_tiles() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    static const bool kGranted = ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return kGranted;
+}
+
+}  // namespace
 
 std::string_view name_of(Isa isa) {
-    constexpr std::string_view kNames[] = {"avx2", "avx-vnni", "avx512", "avx512-bf16"};
+    constexpr std::string_view kNames[] = {"avx2", "avx-vnni", "avx512", "avx512-bf16", "amx"};
     return kNames[static_cast<size_t>(isa)];
 }
 
@@ -19,7 +31,11 @@ bool supports(Isa isa) {
     if (isa == Isa::kAvxVnni) return avx2 && __builtin_cpu_supports("avxvnni");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 && (isa == Isa::kAvx512 || __builtin_cpu_supports("avx512bf16"));
+    if (isa == Isa::kAvx512) return avx512;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (isa == Isa::kAvx512Bf16) return bf16;
+    return bf16 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("amx-tile") &&
+           __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") && may_use_tiles();
 }
 
 Isa choose_isa() {
@@ -40,7 +56,7 @@ Isa choose_isa() {
                         fmt::format("FATHOM_CPU_ISA={}: this CPU does not have it; unset the variable", wish));
         return isa;
     }
-    throw Error(ErrorKind::kUsage, fmt::format("FATHOM_CPU_ISA={}: expected avx2, avx-vnni, avx512 or avx512-bf16", wish));
+    throw Error(ErrorKind::kUsage, fmt::format("FATHOM_CPU_ISA={}: expected avx2, avx-vnni, avx512, avx512-bf16 or amx", wish));
 }
 
 }  // namespace fathom

@@ -12,18 +12,23 @@ enum class Isa : uint8_t {
     kAvxVnni,     // and vpdpbusd of 256 bits: run on no machine yet, so chosen by FATHOM_CPU_ISA only
     kAvx512,      // AVX-512 F, BW, DQ, VL: 16 lanes; VNNI where the CPU has it
     kAvx512Bf16,  // and vdpbf16ps for panels of bf16 (docs/decisions/014), where CpuOps is not deterministic
+    kAmx,         // and tiles for panels of bf16 and for many rows times quantized ones, where CpuOps is not deterministic
 };
-inline constexpr Isa kEveryIsa[] = {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Bf16};
+inline constexpr Isa kEveryIsa[] = {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx};
 
 [[nodiscard]] constexpr bool has_avx512(Isa isa) { return isa >= Isa::kAvx512; }
 
+// Does it round activations to bf16 for panels of bf16?
+[[nodiscard]] constexpr bool has_pairs(Isa isa) { return isa >= Isa::kAvx512Bf16; }
+
 [[nodiscard]] std::string_view name_of(Isa isa);
 
-// Can this CPU, under this operating system, run `isa`?
+// Can this CPU, under this operating system, run `isa`? Tiles need the system's leave, which the first question asks for.
 [[nodiscard]] bool supports(Isa isa);
 
 // The widest set that the CPU has, kAvx512Bf16 only where it was measured to be faster than f32 (cpu/roofline.h); the
-// environment variable FATHOM_CPU_ISA=avx2|avx-vnni|avx512|avx512-bf16 overrides both. All but the last give the same bits.
+// environment variable FATHOM_CPU_ISA=avx2|avx-vnni|avx512|avx512-bf16|amx overrides both, and is the only way to kAmx. All but
+// the last two give the same bits.
 // Throws Error{kDevice} when the CPU has no AVX2 and FMA or lacks what was asked for, Error{kUsage} on another name.
 [[nodiscard]] Isa choose_isa();
 

@@ -57,6 +57,7 @@ struct QuantKernels {
 [[nodiscard]] const QuantKernels& quant_kernels_avx2();
 [[nodiscard]] const QuantKernels& quant_kernels_vnni_avx2();
 [[nodiscard]] const QuantKernels& quant_kernels_vnni_avx512();
+[[nodiscard]] const QuantKernels& quant_kernels_amx();
 // The set for an instruction set: AVX-512 without VNNI uses the AVX2 one.
 [[nodiscard]] const QuantKernels& quant_kernels_of(Isa isa);
 

@@ -180,7 +180,7 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
     const int64_t out = product.w.out_features(), in = product.w.in_features();
     const int64_t chunk = std::max<int64_t>(1, kDecodedFloats / in / kPanelLanes) * kPanelLanes;
     const bool pairs =
-        isa == Isa::kAvx512Bf16 && form == QuantForm::kDgrad && product.w.scheme == Scheme::kPanels && in % kPanelLanes == 0;
+        has_pairs(isa) && form == QuantForm::kDgrad && product.w.scheme == Scheme::kPanels && in % kPanelLanes == 0;
     for (int64_t begin = 0; begin < out; begin += chunk) {
         const int64_t end = std::min(begin + chunk, out), numbers = (end - begin) * in;
         float* decoded = scratch.shared<float>(pairs ? numbers + numbers / 2 : numbers);
@@ -206,6 +206,7 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
 }  // namespace
 
 const QuantKernels& quant_kernels_of(Isa isa) {
+    if (isa == Isa::kAmx) return quant_kernels_amx();
     if (has_avx512(isa) && __builtin_cpu_supports("avx512vnni")) return quant_kernels_vnni_avx512();
     return isa == Isa::kAvxVnni ? quant_kernels_vnni_avx2() : quant_kernels_avx2();
 }

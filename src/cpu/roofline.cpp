@@ -51,18 +51,22 @@ Roofline measure_roofline(ThreadPool& threads) {
     });
 
     const int64_t chunks = 4 * threads.size();  // several each: a thread that starts late costs little
-    const auto rate_of = [&](const ProductLoop& loop) {
+    const auto rate_of = [&](const ProductLoop& loop, int64_t rounds = kMultiplyAdds) {
         const double seconds = best_seconds([&] {
             threads.parallel_for(chunks, 1, [&](int64_t begin, int64_t end, int) {
-                for (int64_t i = begin; i < end; ++i) sink.store(loop.run(kMultiplyAdds), std::memory_order_relaxed);
+                for (int64_t i = begin; i < end; ++i) sink.store(loop.run(rounds), std::memory_order_relaxed);
             });
         });
-        return static_cast<double>(chunks * kMultiplyAdds * loop.operations_per_round) / seconds;
+        return static_cast<double>(chunks * rounds * loop.operations_per_round) / seconds;
     };
     Roofline result{static_cast<double>(count) * sizeof(float) / reading, rate_of(kernels.multiply_add)};
     if (supports(Isa::kAvx512Bf16)) result.bf16_flops_per_second = rate_of(bf16_loop_avx512());
     if (supports(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni"))
         result.int8_ops_per_second = rate_of(int8_loop_avx512());
+    if (supports(Isa::kAmx)) {
+        result.bf16_tile_flops_per_second = rate_of(bf16_loop_amx(), kMultiplyAdds / 10);
+        result.int8_tile_ops_per_second = rate_of(int8_loop_amx(), kMultiplyAdds / 10);
+    }
     return result;
 }
 

@@ -8,10 +8,12 @@
 namespace fathom {
 
 struct Roofline {
-    double read_bytes_per_second = 0;  // all threads of the pool, streaming a buffer of four times the last cache
-    double f32_flops_per_second = 0;   // fused multiply-adds counted as two, from registers
-    double bf16_flops_per_second = 0;  // the same of pairs of bf16 (vdpbf16ps); 0: the CPU has none
-    double int8_ops_per_second = 0;    // the same of fours of bytes (vpdpbusd of 512 bits); 0: the CPU has none
+    double read_bytes_per_second = 0;       // all threads of the pool, streaming a buffer of four times the last cache
+    double f32_flops_per_second = 0;        // fused multiply-adds counted as two, from registers
+    double bf16_flops_per_second = 0;       // the same of pairs of bf16 (vdpbf16ps); 0: the CPU has none
+    double int8_ops_per_second = 0;         // the same of fours of bytes (vpdpbusd of 512 bits); 0: the CPU has none
+    double bf16_tile_flops_per_second = 0;  // the same of whole tiles (tdpbf16ps); 0: the CPU has none
+    double int8_tile_ops_per_second = 0;    // the same of whole tiles (tdpbssd)
 };
 
 // Takes about a second; the best of several rounds, because a disturbed round says nothing about the machine.
@@ -28,6 +30,8 @@ struct ProductLoop {
 };
 [[nodiscard]] ProductLoop bf16_loop_avx512();
 [[nodiscard]] ProductLoop int8_loop_avx512();
+[[nodiscard]] ProductLoop bf16_loop_amx();
+[[nodiscard]] ProductLoop int8_loop_amx();
 
 // The measuring loops of one instruction set.
 struct RooflineKernels {

@@ -1,6 +1,7 @@
-// How fast registers multiply pairs of bf16 and fours of bytes (cpu/roofline.h).
+// How fast registers and tiles multiply pairs of bf16 and fours of bytes (cpu/roofline.h).
 #include <immintrin.h>
 
+#include "cpu/amx_tiles.h"
 #include "cpu/roofline.h"
 
 namespace fathom {
@@ -32,8 +33,34 @@ float int8(int64_t rounds) {
     return static_cast<float>(_mm512_reduce_add_epi32(x[0]));
 }
 
+// Four tiles of sums from two operands on each side, all zeros: `add` multiplies Sum, Left and Right.
+template <class Add>
+float tiles(int64_t rounds, Add add) {
+    TileConfig config;
+    for (int tile = 0; tile < 8; ++tile) config.set(tile, kTileRows, kTileRowBytes);
+    AmxTiles::configure(config);
+    for (int64_t i = 0; i < rounds; ++i) {
+        add.template operator()<0, 4, 6>();
+        add.template operator()<1, 4, 7>();
+        add.template operator()<2, 5, 6>();
+        add.template operator()<3, 5, 7>();
+    }
+    alignas(64) int32_t sum[kTileRows][16];
+    AmxTiles::store<0>(sum, kTileRowBytes);
+    AmxTiles::release();
+    return static_cast<float>(sum[0][0]);
+}
+float bf16_tiles(int64_t rounds) {
+    return tiles(rounds, []<int S, int L, int R>() { AmxTiles::add_bf16<S, L, R>(); });
+}
+float int8_tiles(int64_t rounds) {
+    return tiles(rounds, []<int S, int L, int R>() { AmxTiles::add_int8<S, L, R>(); });
+}
+
 }  // namespace
 
+ProductLoop bf16_loop_amx() { return {bf16_tiles, int64_t{4} * 2 * 16 * 16 * 32}; }
+ProductLoop int8_loop_amx() { return {int8_tiles, int64_t{4} * 2 * 16 * 16 * 64}; }
 ProductLoop bf16_loop_avx512() { return {bf16, int64_t{4} * 16 * kChains}; }
 ProductLoop int8_loop_avx512() { return {int8, int64_t{8} * 16 * kChains}; }
 

@@ -1,4 +1,5 @@
-// Products of panels of bf16 in pairs (cpu/gemm_pairs_avx512.cpp) against the f32 ones, which round no activation.
+// Products of panels of bf16 in pairs (cpu/gemm_pairs_avx512.cpp) and in tiles (cpu/gemm_amx.h) against the f32 ones, which
+// round no activation.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,10 +10,10 @@
 namespace fathom {
 namespace {
 
-class Pairs : public testing::TestWithParam<int> {
+class Pairs : public testing::TestWithParam<std::tuple<Isa, int>> {  // threads
 protected:
     void SetUp() override {
-        if (!supports(Isa::kAvx512Bf16)) GTEST_SKIP() << "this CPU has no " << name_of(Isa::kAvx512Bf16);
+        if (!supports(isa_)) GTEST_SKIP() << "this CPU has no " << name_of(isa_);
     }
     Weight weight(int64_t out, int64_t in) {
         const Tensor w = tensors_.empty(DType::kBF16, {out, in});
@@ -23,10 +24,11 @@ protected:
         return low + static_cast<int64_t>(tensors_.rng().below(static_cast<uint64_t>(high - low + 1)));
     }
 
+    Isa isa_ = std::get<0>(GetParam());
     Tensors tensors_{1};
     Arena arena_{"panels", Buffer::host, int64_t{1} << 20};
-    ThreadPool pool_{GetParam()};
-    CpuOps pairs_{pool_, Isa::kAvx512Bf16, false}, numbers_{pool_, Isa::kAvx512, true};
+    ThreadPool pool_{std::get<1>(GetParam())};
+    CpuOps pairs_{pool_, isa_, false}, numbers_{pool_, Isa::kAvx512, true};
 };
 
 // Rounding an activation to bf16 errs by 2^-8 of it at most; each of K additions by 2^-24 of the partial sums, twice (a pair's
@@ -102,7 +104,7 @@ TEST_P(Pairs, OfExpertsAreThoseOfEachExpert) {
 }
 
 TEST_P(Pairs, AreNotMadeDeterministicallyNorOfRows) {
-    CpuOps deterministic(pool_, Isa::kAvx512Bf16, true);
+    CpuOps deterministic(pool_, isa_, true);
     const Weight w = weight(32, 64), panels = pairs_.pack(w, arena_);
     const Tensor x = tensors_.random({5, 64}), y = tensors_.random({5, 32}), exact = tensors_.random({5, 32});
     numbers_.matmul(exact, x, w);
@@ -152,7 +154,7 @@ TEST_P(Pairs, ByTheTransposeAreWithinTheRoundingOfBothFactors) {
         }
 }
 
-INSTANTIATE_TEST_SUITE_P(Threads, Pairs, testing::Values(1, 3));
+INSTANTIATE_TEST_SUITE_P(Isas, Pairs, testing::Combine(testing::Values(Isa::kAvx512Bf16, Isa::kAmx), testing::Values(1, 3)));
 
 }  // namespace
 }  // namespace fathom

@@ -111,7 +111,7 @@ protected:
     }
     Tensor multiply(const Tensor& x, const Weight& w, int threads = 2) {
         ThreadPool pool(threads);
-        CpuOps ops(pool, GetParam());
+        CpuOps ops(pool, GetParam(), false);
         const Tensor y = t.empty(DType::kF32, {x.dim(0), w.out_features()});
         ops.matmul(y, x, w);
         return y;
@@ -219,7 +219,7 @@ TEST_P(QuantMatmul, IntegerGroupsGiveTheBitsOfTheirNumbers) {
 
 TEST_P(QuantMatmul, ExpertsAndHeadsAreSeparateProducts) {
     ThreadPool pool(2);
-    CpuOps ops(pool, GetParam());
+    CpuOps ops(pool, GetParam(), false);
     const Weight all = packed(random_blocks(t, BlockType::kQ80, 3 * 32, 64));
     std::vector<Weight> w;
     for (int64_t e = 0; e < 3; ++e) w.push_back(all.rows(32 * e, 32 * e + 32));
@@ -239,7 +239,7 @@ TEST_P(QuantMatmul, ExpertsAndHeadsAreSeparateProducts) {
 
 TEST_P(QuantMatmul, EmbeddingsAreTheNumbersOfTheirRows) {
     ThreadPool pool(2);
-    CpuOps ops(pool, GetParam());
+    CpuOps ops(pool, GetParam(), false);
     const Weight w = random_blocks(t, BlockType::kQ6K, 32, 256);
     const Tensor numbers = decoded(t, w), rows = t.ints({31, 0, 17});
     for (const Weight& table : {w, packed(w)}) {
@@ -251,7 +251,7 @@ TEST_P(QuantMatmul, EmbeddingsAreTheNumbersOfTheirRows) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, QuantMatmul, ::testing::Values(Isa::kAvx2, Isa::kAvx512),
+INSTANTIATE_TEST_SUITE_P(Isa, QuantMatmul, ::testing::Values(Isa::kAvx2, Isa::kAvx512, Isa::kAmx),
                          [](const auto& param) { return std::string(name_of(param.param)); });
 
 }  // namespace

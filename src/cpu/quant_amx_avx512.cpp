@@ -1,0 +1,22 @@
+#include "cpu/quant_amx.h"
+
+#include "cpu/quant_rows_avx512.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kFewRows = 12;  // vpdpbusd needs no unpacked panels for them, and gives the same bits
+
+void multiply(const PanelTile& tile, uint8_t* scratch) {
+    if (tile.rows <= kFewRows) return quant_kernels_vnni_avx512().multiply(tile, scratch);
+    AmxQuant<AmxTiles>::multiply(tile, scratch);
+}
+
+}  // namespace
+
+const QuantKernels& quant_kernels_amx() {
+    static constexpr QuantKernels kKernels{quantize_row_avx512, multiply};
+    return kKernels;
+}
+
+}  // namespace fathom
