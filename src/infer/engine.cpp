@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "nn/expert_source.h"
+#include "ops/step_recorder.h"
 
 namespace fathom {
 AttentionForm cheaper_form(const ModelConfig& config, int64_t queries, int64_t past) {
@@ -124,7 +125,20 @@ Engine::Load Engine::load() const {
     return load;
 }
 
-std::vector<TokenEvent> Engine::step() {
+std::vector<TokenEvent> Engine::step(const std::function<void()>& meanwhile) {
+    meanwhile_ = meanwhile;
+    if (dynamic_cast<StepRecorder*>(&ops_) == nullptr) before_waiting();
+    std::vector<TokenEvent> events = run_step();
+    before_waiting();
+    return events;
+}
+
+// The device has been told what to do.
+void Engine::before_waiting() {
+    if (const auto meanwhile = std::exchange(meanwhile_, {})) meanwhile();
+}
+
+std::vector<TokenEvent> Engine::run_step() {
     schedule();
     experts_per_token_ = waiting_.empty() ? 0 : options_.overload_experts;
     const std::vector<Sequence*> batch = next_batch();

@@ -108,8 +108,9 @@ public:
     int64_t add(Request request);
     void cancel(int64_t request);
     // Runs one batch. Tokens come in the order of the requests, and those of one request in theirs: several where drafts came
-    // true. Empty when a step only worked on prompts.
-    [[nodiscard]] std::vector<TokenEvent> step();
+    // true. Empty when a step only worked on prompts. `meanwhile` is called once, unless the step throws before: while a
+    // device works that needs no host for it, else before anything else. It must not call the engine.
+    [[nodiscard]] std::vector<TokenEvent> step(const std::function<void()>& meanwhile = {});
     [[nodiscard]] bool idle() const { return waiting_.empty() && running_.empty(); }
     // Between steps: how large the next batches may be, and how many sequences may run. More that run already go on.
     void set_batch_limits(int64_t max_batch_rows, int64_t prefill_chunk, int64_t max_sequences);
@@ -175,8 +176,11 @@ private:
     Sequences waiting_, running_;  // most important first, then oldest first
     int64_t next_id_ = 0, experts_per_token_ = 0;
     Counters counters_;
-    std::vector<float> logits_;  // on the host, until the next are read
+    std::vector<float> logits_;        // on the host, until the next are read
+    std::function<void()> meanwhile_;  // of this step, until it was called
 
+    [[nodiscard]] std::vector<TokenEvent> run_step();
+    void before_waiting();
     static void insert(Sequences& sequences, std::unique_ptr<Sequence> sequence);
     void schedule();
     void drop_drafts(int64_t rows);

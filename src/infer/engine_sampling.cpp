@@ -22,6 +22,7 @@ std::span<const float> Engine::read_logits(Context& cx, const Tensor& hidden, st
 std::span<const float> Engine::read_back(const Tensor& logits) {
     const auto size = static_cast<size_t>(logits.size());
     if (logits_.size() < size) logits_.resize(size);
+    before_waiting();
     ops_.read_back(logits_.data(), logits);
     return std::span(logits_).first(size);
 }
@@ -142,7 +143,7 @@ Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<S
         const Tensor hidden = forward(cx, built, batch);
         const Tensor last = cx.empty({n, hidden.dim(1)});
         ops_.gather_rows(last, hidden, rows);
-        ops_.copy(all_logits, model_.logits(cx, last));
+        model_.logits_to(cx, all_logits, last);
         if (best_only) recorder.argmax(index, known_logits);
     };
     const Tensor& table = built.absorbed.spans.block_table;
@@ -153,9 +154,11 @@ Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<S
                        address(index.data), int64_t{options_.deterministic}, experts_per_token_, int64_t{best_only}},
             ops);
     } else {
+        before_waiting();  // the device works while it is told what to do
         ops();
     }
     if (!best_only) choose_tokens(recorder, index, known_logits, sampled);
+    before_waiting();
     Answers answers;
     if (std::ranges::any_of(sampled, [](const Sequence* s) { return s->request.top_logprobs == 0; })) {
         const Tensor logprob = cx.empty_precise({n});

@@ -51,6 +51,7 @@ public:
 
     [[nodiscard]] Head head() const { return Head(config_.tied_head() ? embed_tokens_ : lm_head_); }
     [[nodiscard]] Tensor logits(Context& cx, const Tensor& hidden) const { return head().logits(cx, hidden); }
+    void logits_to(Context& cx, const Tensor& y, const Tensor& hidden) const { head().logits_to(cx, y, hidden); }
 
     // MTP module `depth` (0-based) on the state one depth earlier; tokens_ahead [n] i32 = the token depth + 1 further on.
     [[nodiscard]] Tensor mtp_forward(Context& cx, int64_t depth, const Tensor& hidden, const Tensor& tokens_ahead,

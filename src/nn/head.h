@@ -13,6 +13,8 @@ public:
 
     // hidden [n, d] -> logits [n, vocab] in cx.scratch.
     [[nodiscard]] Tensor logits(Context& cx, const Tensor& hidden) const { return precise_linear(cx, hidden, lm_head_); }
+    // The same into y [n, vocab], of the precise type.
+    void logits_to(Context& cx, const Tensor& y, const Tensor& hidden) const { linear_to(cx, y, hidden, lm_head_); }
     // loss [n] = -log p(targets[i]), 0 where targets[i] < 0. targets [n] i32.
     void loss(Context& cx, const Tensor& loss, const Tensor& hidden, const Tensor& targets) const;
     // The same, and dhidden [n, d] = the gradient of `scale` times the sum of the losses; accumulates the head's gradient.

@@ -23,19 +23,23 @@ struct Linear {
     }
 };
 
+// y [n, out] = x [n, in] w^T + bias.
+inline void linear_to(Context& cx, const Tensor& y, const Tensor& x, const Linear& layer) {
+    cx.ops.matmul(y, x, layer.weight.weight);
+    if (layer.bias) cx.ops.add_bias(y, layer.bias->vector());
+}
+
 // x [n, in] -> [n, out], kept for the backward when `keep`.
 [[nodiscard]] inline Tensor linear(Context& cx, const Tensor& x, const Linear& layer, bool keep = false) {
     Tensor y = cx.empty({x.dim(0), layer.weight.rows}, keep);
-    cx.ops.matmul(y, x, layer.weight.weight);
-    if (layer.bias) cx.ops.add_bias(y, layer.bias->vector());
+    linear_to(cx, y, x, layer);
     return y;
 }
 
 // The same in the precise type: logits of a router or of the vocabulary.
 [[nodiscard]] inline Tensor precise_linear(Context& cx, const Tensor& x, const Linear& layer) {
     Tensor y = cx.empty_precise({x.dim(0), layer.weight.rows});
-    cx.ops.matmul(y, x, layer.weight.weight);
-    if (layer.bias) cx.ops.add_bias(y, layer.bias->vector());
+    linear_to(cx, y, x, layer);
     return y;
 }
 

@@ -1,5 +1,6 @@
 #include "serve/engine_thread.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <utility>
@@ -82,6 +83,7 @@ double EngineThread::expected_first_token(int64_t tokens) const {
 void EngineThread::run() {
     while (take_commands()) {
         if (!engine_.idle()) step();
+        if (engine_.idle()) deliver_due();  // commands may have ended the others
         const Engine::Load load = engine_.load();
         const std::lock_guard lock(mutex_);
         snapshot_.load = load;
@@ -139,10 +141,8 @@ void EngineThread::step() {
     const int64_t rows_before = engine_.counters().rows;
     int64_t answers = 0;
     try {
-        for (TokenEvent& event : engine_.step()) {
-            answers += event.finish ? 1 : 0;
-            deliver(std::move(event));
-        }
+        due_ = engine_.step([this] { deliver_due(); });
+        answers = std::ranges::count_if(due_, [](const TokenEvent& event) { return event.finish.has_value(); });
     } catch (const std::exception& error) {
         fail_all(error.what());
     }
@@ -162,6 +162,10 @@ void EngineThread::learn(int64_t rows, int64_t answers, double seconds) {
     since_last_answer_ = 0;
 }
 
+void EngineThread::deliver_due() {
+    for (TokenEvent& event : std::exchange(due_, {})) deliver(std::move(event));
+}
+
 void EngineThread::deliver(TokenEvent&& event) {
     const auto found = active_.find(event.request);
     if (found == active_.end()) return;
@@ -173,6 +177,7 @@ void EngineThread::deliver(TokenEvent&& event) {
 }
 
 void EngineThread::fail_all(const std::string& why) {
+    deliver_due();
     auto active = std::exchange(active_, {});
     numbers_.clear();
     for (auto& [number, request] : active) {

@@ -77,6 +77,7 @@ private:
     // Of the thread alone.
     std::unordered_map<int64_t, Active> active_;     // by the engine's number
     std::unordered_map<uint64_t, int64_t> numbers_;  // of tickets
+    std::vector<TokenEvent> due_;                    // of the last step: handed out while the device works on the next one
     StepTime step_time_;
     double since_last_answer_ = 0, seconds_per_answer_ = 0;
     std::thread thread_;
@@ -86,6 +87,7 @@ private:
     void begin(Submission& submission);
     void step();
     void learn(int64_t rows, int64_t answers, double seconds);
+    void deliver_due();
     void deliver(TokenEvent&& event);
     void fail_all(const std::string& why);
 };

@@ -103,6 +103,34 @@ TEST_F(EngineDevices, GreedyStepsAreRecordedAlsoWhereSomebodyWatchesTheExpertsNo
     EXPECT_EQ(device.read, 20) << "nothing but the tokens";
 }
 
+TEST_F(EngineDevices, TheHostHasTimeForOtherThingsWhileTheDeviceWorks) {
+    Recording device(run.pool);
+    Engine engine(run.model(), device, {});
+    (void)engine.add(EngineRun::greedy_request(prompt, 4));
+    int64_t calls = 0;
+    for (int64_t step = 0; !engine.idle(); ++step) {
+        const int64_t recorded = device.recorded, read = device.read;
+        (void)engine.step([&] {
+            ++calls;
+            EXPECT_EQ(device.recorded, recorded + (step > 0 ? 1 : 0)) << "steps that only decode have been told by then";
+            EXPECT_EQ(device.read, read) << "and nobody has waited for them";
+        });
+        EXPECT_EQ(calls, step + 1);
+    }
+    (void)engine.step([&] { calls = -1; });
+    EXPECT_EQ(calls, -1) << "also where there is nothing to do";
+}
+
+TEST_F(EngineDevices, ADeviceThatNeedsTheHostDoesNotKeepOthersWaiting) {
+    Engine engine(run.model(), run.ops, {});
+    (void)engine.add(EngineRun::greedy_request(prompt, 4));
+    for (int64_t step = 0; !engine.idle(); ++step) {
+        int64_t before = -1;
+        (void)engine.step([&] { before = engine.load().running; });
+        EXPECT_EQ(before, step > 0 ? 1 : 0) << "called before the step began";
+    }
+}
+
 TEST_F(EngineDevices, RecordedStepsAreFilledUpToARoundNumberOfRows) {
     Recording device(run.pool);
     Engine engine(run.model(), device, {.deterministic = true});
