@@ -177,8 +177,8 @@ void CudaOps::swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) {
     check_tensor("swiglu", "up", up, y.dtype, {y.dim(0), y.dim(1)});
     cuda::with_activation("swiglu", y.dtype, [&](auto type) {
         using T = decltype(type);
-        cuda::packed_loop_over<T>(stream_, "swiglu", cuda::SwiGlu<T>{cuda::Rows<T>(y), cuda::Rows<T>(gate), cuda::Rows<T>(up)},
-                                  y, gate, up);
+        cuda::packed_loop_over<T>(lane_->stream, "swiglu",
+                                  cuda::SwiGlu<T>{cuda::Rows<T>(y), cuda::Rows<T>(gate), cuda::Rows<T>(up)}, y, gate, up);
     });
 }
 
@@ -188,7 +188,7 @@ void CudaOps::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tens
         check_tensor("swiglu_backward", "an argument", *t, dy.dtype, {dy.dim(0), dy.dim(1)});
     cuda::with_activation("swiglu_backward", dy.dtype, [&](auto type) {
         using T = decltype(type);
-        cuda::packed_loop_over<T>(stream_, "swiglu_backward",
+        cuda::packed_loop_over<T>(lane_->stream, "swiglu_backward",
                                   cuda::SwiGluBackward<T>{cuda::Rows<T>(dgate), cuda::Rows<T>(dup), cuda::Rows<T>(dy),
                                                           cuda::Rows<T>(gate), cuda::Rows<T>(up)},
                                   dy, dgate, dup, gate, up);
@@ -199,8 +199,8 @@ void CudaOps::argmax(const Tensor& index, const Tensor& logits) {
     check_tensor("argmax", "logits", logits, DType::kF32, {kAny, kAny});
     check_tensor("argmax", "index", index, DType::kI32, {logits.dim(0)});
     if (logits.dim(0) == 0) return;
-    cuda::launch_early(cuda::argmax_kernel, dim3(static_cast<unsigned>(logits.dim(0))), 1024, 0, stream_, index.as<int32_t>(),
-                       cuda::Rows<float>(logits), logits.dim(1));
+    cuda::launch_early(cuda::argmax_kernel, dim3(static_cast<unsigned>(logits.dim(0))), 1024, 0, lane_->stream,
+                       index.as<int32_t>(), cuda::Rows<float>(logits), logits.dim(1));
     cuda::check_launch("argmax");
 }
 
@@ -208,7 +208,7 @@ void CudaOps::cross_entropy(const Tensor& loss, const Tensor& logits, const Tens
     const int64_t n = logits.dim(0), vocab = cuda::check_cross_entropy("cross_entropy", logits, targets);
     check_tensor("cross_entropy", "loss", loss, DType::kF32, {n});
     if (n == 0) return;
-    cuda::cross_entropy_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
+    cuda::cross_entropy_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, lane_->stream>>>(
         loss.as<float>(), cuda::Rows<float>(logits), targets.as<int32_t>(), vocab, fault_.device());
     cuda::check_launch("cross_entropy");
 }
@@ -218,9 +218,10 @@ void CudaOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits
     check_tensor("cross_entropy_backward", "dlogits", dlogits, {n, vocab});
     if (n == 0) return;
     cuda::with_activation("cross_entropy_backward", dlogits.dtype, [&](auto type) {
-        cuda::cross_entropy_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
-            cuda::Rows<decltype(type)>(dlogits), cuda::Rows<float>(logits), targets.as<int32_t>(), vocab,
-            static_cast<float>(scale), fault_.device());
+        cuda::cross_entropy_backward_kernel<decltype(type)>
+            <<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, lane_->stream>>>(
+                cuda::Rows<decltype(type)>(dlogits), cuda::Rows<float>(logits), targets.as<int32_t>(), vocab,
+                static_cast<float>(scale), fault_.device());
     });
     cuda::check_launch("cross_entropy_backward");
 }
@@ -245,7 +246,7 @@ void CudaOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, 
     const auto* gradient = grad.as<float>();
     void* const copy = param.data == master.data ? nullptr : param.data;
     const DType copy_type = param.dtype;
-    cuda::loop(stream_, "adamw", 1, n, [=] __device__(int64_t, int64_t i) {
+    cuda::loop(lane_->stream, "adamw", 1, n, [=] __device__(int64_t, int64_t i) {
         const float g = grad_scale * gradient[i];
         const float m_i = fmaf(one_minus_beta1, g, beta1 * first[i]), v_i = fmaf(one_minus_beta2 * g, g, beta2 * second[i]);
         const float root = sqrtf(v_i * second_unbias) + epsilon, updated = decay * p[i] - step_size * m_i / root;
@@ -261,10 +262,10 @@ void CudaOps::square_norm(const Tensor& sum, const Tensor& x) {
     check(x.contiguous(), "square_norm: x must be contiguous");
     const int64_t n = x.size(), blocks = cuda::ceil_div(n, cuda::kElementsPerPartial);
     if (n == 0) return;
-    workspace_.begin(blocks * 8);
-    auto* partial = workspace_.take<double>(blocks);
-    cuda::square_partials_kernel<<<static_cast<unsigned>(blocks), 256, 0, stream_>>>(partial, x.data, x.dtype, n);
-    cuda::add_square_partials_kernel<<<1, 256, 0, stream_>>>(sum.as<double>(), partial, blocks);
+    lane_->workspace.begin(blocks * 8);
+    auto* partial = lane_->workspace.take<double>(blocks);
+    cuda::square_partials_kernel<<<static_cast<unsigned>(blocks), 256, 0, lane_->stream>>>(partial, x.data, x.dtype, n);
+    cuda::add_square_partials_kernel<<<1, 256, 0, lane_->stream>>>(sum.as<double>(), partial, blocks);
     cuda::check_launch("square_norm");
 }
 

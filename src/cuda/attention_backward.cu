@@ -178,12 +178,12 @@ void CudaOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tenso
     p.dv = cuda::head_rows(dv);
     if (const cuda::AttentionSizes sizes{n, m, h, sequences};
         compute_ == DType::kBF16 && cuda::suits_hopper(p, sizes) && (!k_shared || dk_shared.dtype == DType::kBF16)) {
-        cuda::run_hopper_attention_backward(stream_, workspace_, p, sizes, dk_shared);
+        cuda::run_hopper_attention_backward(lane_->stream, lane_->workspace, p, sizes, dk_shared);
         return;
     }
-    workspace_.begin((n * h + m * h * shared) * 4);
-    p.delta = workspace_.take<float>(n * h);
-    auto* per_head = workspace_.take<float>(m * h * shared);
+    lane_->workspace.begin((n * h + m * h * shared) * 4);
+    p.delta = lane_->workspace.take<float>(n * h);
+    auto* per_head = lane_->workspace.take<float>(m * h * shared);
     p.dk_shared = {per_head, DType::kF32, h * shared, shared, shared};
     const int64_t query_columns = cuda::ceil_div(p.q.width, cuda::kColumns),
                   key_columns = query_columns + cuda::ceil_div(p.v.width, cuda::kColumns);
@@ -192,17 +192,18 @@ void CudaOps::attention_backward(const Tensor& dq, const Tensor& dk, const Tenso
         return dim3(static_cast<unsigned>(cuda::ceil_div(longest, cuda::kTile)), static_cast<unsigned>(h),
                     static_cast<unsigned>(sequences * columns));
     };
-    cuda::delta_kernel<<<static_cast<unsigned>(cuda::ceil_div(n * h, 8)), 256, 0, stream_>>>(p, h, n * h);
+    cuda::delta_kernel<<<static_cast<unsigned>(cuda::ceil_div(n * h, 8)), 256, 0, lane_->stream>>>(p, h, n * h);
     if (compute_ == DType::kBF16 && cuda::suits_tensor_cores(p)) {
-        cuda::run_tensor_attention_backward(stream_, p, h, sequences, spans.max_q, spans.max_k);
+        cuda::run_tensor_attention_backward(lane_->stream, p, h, sequences, spans.max_q, spans.max_k);
     } else {
-        cuda::key_gradient_kernel<<<grid(spans.max_k, key_columns), 256, 0, stream_>>>(p, static_cast<int>(key_columns));
-        cuda::query_gradient_kernel<<<grid(spans.max_q, query_columns), 256, 0, stream_>>>(p, static_cast<int>(query_columns));
+        cuda::key_gradient_kernel<<<grid(spans.max_k, key_columns), 256, 0, lane_->stream>>>(p, static_cast<int>(key_columns));
+        cuda::query_gradient_kernel<<<grid(spans.max_q, query_columns), 256, 0, lane_->stream>>>(
+            p, static_cast<int>(query_columns));
     }
     cuda::check_launch(kOp);
     if (!k_shared) return;
     cuda::with_activation(kOp, dk_shared.dtype,
-                          [&](auto type) { cuda::sum_shared<decltype(type)>(stream_, dk_shared, per_head, h); });
+                          [&](auto type) { cuda::sum_shared<decltype(type)>(lane_->stream, dk_shared, per_head, h); });
 }
 
 }  // namespace fathom

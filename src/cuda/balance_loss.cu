@@ -191,24 +191,24 @@ void CudaOps::balance_loss(const Tensor& loss, const Tensor& dscores, const Tens
     const int64_t count = rule.per_sequence ? cu_seqlens.dim(0) - 1 : 1, longest = cuda::ceil_div(n, cuda::kPiece),
                   pieces = longest + count + 1;
     check(count >= 1 && count < 65536, "balance_loss: 1 to 65535 sequences");
-    workspace_.begin(pieces * (experts * 16 + rule.devices * 4) + count * (experts + 1) * 8 + 8);
+    lane_->workspace.begin(pieces * (experts * 16 + rule.devices * 4) + count * (experts + 1) * 8 + 8);
     cuda::Units units{};
     units.count = count;
-    units.mean = workspace_.take<double>(pieces * experts);
-    units.chosen = workspace_.take<int32_t>(pieces * experts);
-    units.first = workspace_.take<int32_t>(pieces * experts);
-    units.sent = workspace_.take<int32_t>(pieces * rule.devices);
-    units.slope = workspace_.take<double>(count * experts);
-    units.losses = workspace_.take<double>(count);
-    auto* bounds = workspace_.take<int32_t>(2);
-    if (!rule.per_sequence) cuda::whole_batch_kernel<<<1, 1, 0, stream_>>>(bounds, static_cast<int32_t>(n));
+    units.mean = lane_->workspace.take<double>(pieces * experts);
+    units.chosen = lane_->workspace.take<int32_t>(pieces * experts);
+    units.first = lane_->workspace.take<int32_t>(pieces * experts);
+    units.sent = lane_->workspace.take<int32_t>(pieces * rule.devices);
+    units.slope = lane_->workspace.take<double>(count * experts);
+    units.losses = lane_->workspace.take<double>(count);
+    auto* bounds = lane_->workspace.take<int32_t>(2);
+    if (!rule.per_sequence) cuda::whole_batch_kernel<<<1, 1, 0, lane_->stream>>>(bounds, static_cast<int32_t>(n));
     units.bounds = rule.per_sequence ? cu_seqlens.as<int32_t>() : bounds;
     const cuda::Scores x{cuda::Rows<float>(scores), cuda::Rows<int32_t>(indices), experts, indices.dim(1), rule.devices};
     const dim3 grid(static_cast<unsigned>(longest), static_cast<unsigned>(count));
-    cuda::piece_kernel<<<grid, 256, 0, stream_>>>(units, x, fault_.device());
-    cuda::unit_kernel<<<static_cast<unsigned>(count), 256, 0, stream_>>>(units, x, rule);
-    cuda::loss_kernel<<<1, 1, 0, stream_>>>(loss.as<float>(), units, rule.alpha);
-    cuda::gradient_kernel<<<grid, 256, 0, stream_>>>(cuda::Rows<float>(dscores), units, x, rule.alpha);
+    cuda::piece_kernel<<<grid, 256, 0, lane_->stream>>>(units, x, fault_.device());
+    cuda::unit_kernel<<<static_cast<unsigned>(count), 256, 0, lane_->stream>>>(units, x, rule);
+    cuda::loss_kernel<<<1, 1, 0, lane_->stream>>>(loss.as<float>(), units, rule.alpha);
+    cuda::gradient_kernel<<<grid, 256, 0, lane_->stream>>>(cuda::Rows<float>(dscores), units, x, rule.alpha);
     cuda::check_launch("balance_loss");
 }
 

@@ -67,7 +67,23 @@ Buffer CudaOps::allocate(int64_t bytes) {
 }
 
 void CudaOps::repeat(std::span<const int64_t> key, const std::function<void()>& ops) {
-    recorder_.repeat(key, workspace_.generation() + numbers_.generation(), ops);
+    recorder_.repeat(key, main_.generation() + side_.generation(), ops);
+}
+
+void CudaOps::side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
+    if (lane_ == &side_) return Ops::side_by_side(first, second);
+    side_.stream.follow(main_.stream);
+    first();
+    lane_ = &side_;
+    try {
+        second();
+    } catch (...) {
+        lane_ = &main_;
+        main_.stream.follow(side_.stream);
+        throw;
+    }
+    lane_ = &main_;
+    main_.stream.follow(side_.stream);
 }
 
 // From pageable memory the call returns when the bytes have been staged, so that `host` may be reused at once.
@@ -75,18 +91,19 @@ void CudaOps::write(const Tensor& device, const void* host) {
     check(device.contiguous(), "write: the tensor must be contiguous");
     if (device.size() == 0) return;
     if (const void* const kept = recorder_.keep(host, device.bytes())) host = kept;
-    cuda::check_cuda(cudaMemcpyAsync(device.data, host, static_cast<size_t>(device.bytes()), cudaMemcpyHostToDevice, stream_),
-                     "copying to the GPU");
+    cuda::check_cuda(
+        cudaMemcpyAsync(device.data, host, static_cast<size_t>(device.bytes()), cudaMemcpyHostToDevice, lane_->stream),
+        "copying to the GPU");
 }
 
 void CudaOps::read_back(void* host, const Tensor& device) {
     check(device.contiguous(), "read_back: the tensor must be contiguous");
     if (device.size() > 0) {
         cuda::check_cuda(
-            cudaMemcpyAsync(host, device.data, static_cast<size_t>(device.bytes()), cudaMemcpyDeviceToHost, stream_),
+            cudaMemcpyAsync(host, device.data, static_cast<size_t>(device.bytes()), cudaMemcpyDeviceToHost, lane_->stream),
             "copying from the GPU");
     }
-    stream_.wait();
+    lane_->stream.wait();
     fault_.check_and_clear();
 }
 

@@ -1,6 +1,6 @@
 // The instruction set on NVIDIA GPUs. Members live in the file named after their section: memory.cu, norm.cu, products.cu, ...
-// All work goes to one stream, in order; only read_back waits. Nothing uses floating-point atomics: every sum has a fixed
-// order.
+// All work goes to one stream, in order, but for what is said to go side by side; only read_back waits. Nothing uses
+// floating-point atomics: every sum has a fixed order.
 #pragma once
 
 #include "cuda/products.h"
@@ -22,6 +22,7 @@ public:
     [[nodiscard]] DType compute_dtype() const override { return compute_; }
     [[nodiscard]] DType precise_dtype() const override { return DType::kF32; }
     [[nodiscard]] bool sees_host_memory() const override { return false; }
+    void side_by_side(const std::function<void()>& first, const std::function<void()>& second) override;
 
     // ---- memory ----
     [[nodiscard]] Buffer allocate(int64_t bytes) override;
@@ -110,11 +111,10 @@ private:
     int device_;
     DType compute_;
     bool deterministic_, fp8_;
-    cuda::Stream stream_;
-    cuda::Workspace workspace_{stream_};
-    cuda::Workspace numbers_{stream_};  // weights in another form, for one product of workspace_
+    cuda::Lane main_, side_;
+    cuda::Lane* lane_ = &main_;  // where ops go now
     cuda::FaultFlag fault_;
-    cuda::Recorder recorder_{stream_};
+    cuda::Recorder recorder_{main_.stream};
 
     [[nodiscard]] cuda::Where where();
 };

@@ -1,16 +1,19 @@
-// Grouped bf16 products (hopper_gemm.h) in tiles of 128 x 256; dense ones of few tiles in hopper_gemm_narrow.cu.
+// Grouped bf16 products (hopper_gemm.h) in tiles of 128 x 256; dense ones of few tiles in hopper_gemm_medium.cu and
+// hopper_gemm_narrow.cu.
 #include "cuda/hopper_gemm.cuh"
 
 namespace fathom::hopper {
 
 namespace {
 
-constexpr int kWide = 256;
+constexpr int kNarrow = 64, kMedium = 128, kWide = 256;
 
-// Whether wide tiles would leave half of the multiprocessors idle, as of a decoding batch. The bits are the same.
-bool has_few_tiles(const GroupedGemm& g) {
-    const int64_t tiles = (g.rows + kTileM - 1) / kTileM * ((g.out + kWide - 1) / kWide) * g.groups;
-    return g.offsets == nullptr && 2 * tiles <= multiprocessors();
+// About how long dense products take in tiles of 128 x `width`: rounds of all multiprocessors, each a tile's columns and what a
+// tile costs however wide it is.
+int64_t cost(const GroupedGemm& g, int64_t width) {
+    constexpr int64_t kPerTile = 48;
+    const int64_t tiles = (g.rows + kTileM - 1) / kTileM * ((g.out + width - 1) / width) * g.groups;
+    return (tiles + multiprocessors() - 1) / multiprocessors() * (width + kPerTile);
 }
 
 }  // namespace
@@ -18,7 +21,11 @@ bool has_few_tiles(const GroupedGemm& g) {
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0) return;
     check(g.in > 0, "grouped product: nothing to sum over");
-    if (has_few_tiles(g)) return narrow_matmul(y, type, x, w, g, stream);
+    if (g.offsets == nullptr) {
+        const int64_t narrow = cost(g, kNarrow), medium = cost(g, kMedium), wide = cost(g, kWide);
+        if (narrow <= medium && narrow < wide) return narrow_matmul(y, type, x, w, g, stream);
+        if (medium < wide) return medium_matmul(y, type, x, w, g, stream);
+    }
     forward<kWide>(y, type, x, w, g, stream);
 }
 

@@ -34,7 +34,8 @@ enum class Output { kBf16, kF32 };
 
 // y = x w[g]^T: y [rows, out] (bf16 or f32), x [rows, in], w [groups][out, in].
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
-// The same bits by narrow tiles; grouped_matmul() chooses.
+// The same bits by narrower tiles, of 128 and 64 columns; grouped_matmul() chooses.
+void medium_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
 void narrow_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
 // dx = dy w[g]: dx [rows, in] (bf16 or f32), dy [rows, out], w [groups][out, in].
 void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const GroupedGemm& g, cudaStream_t stream);

@@ -224,7 +224,8 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
 }  // namespace cuda
 
 cuda::Where CudaOps::where() {
-    return {stream_, workspace_, compute_ == DType::kF32, !deterministic_, numbers_, fp8_, recorder_.recording()};
+    return {lane_->stream, lane_->workspace,     compute_ == DType::kF32, !deterministic_, lane_->numbers,
+            fp8_,          recorder_.recording()};
 }
 
 void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {

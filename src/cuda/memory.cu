@@ -165,6 +165,25 @@ void move_rows(cudaStream_t stream, const char* op, const Tensor& y, const Tenso
     if (y.dtype == x.dtype && packable(x, y)) {  // 16 bytes at a time
         const int64_t scale = size_of(y.dtype), packs = y.dim(1) * scale / 16, y_packs = y_row * scale / 16,
                       x_packs = x_row * scale / 16;
+        constexpr int64_t kTogether = 4, kManyRows = 512;  // loads in flight where threads abound
+        const int64_t quarter = packs / kTogether;
+        if (rows.dim(0) >= kManyRows && packs % kTogether == 0) {
+            loop(stream, op, rows.dim(0), quarter, [=] __device__(int64_t i, int64_t c) {
+                const int64_t other = index[i];
+                if (other < 0 || other >= table) {
+                    *fault = kRowIndex;
+                    return;
+                }
+                uint4* const target = static_cast<uint4*>(to.data) + (gather ? i : other) * y_packs + c;
+                const uint4* const source = static_cast<const uint4*>(from.data) + (gather ? other : i) * x_packs + c;
+                uint4 held[kTogether];
+#pragma unroll
+                for (int k = 0; k < kTogether; ++k) held[k] = source[k * quarter];
+#pragma unroll
+                for (int k = 0; k < kTogether; ++k) target[k * quarter] = held[k];
+            });
+            return;
+        }
         loop(stream, op, rows.dim(0), packs, [=] __device__(int64_t i, int64_t c) {
             const int64_t other = index[i];
             if (other < 0 || other >= table) {
@@ -229,7 +248,7 @@ void column_sums(cudaStream_t stream, float* partial, const Tensor& x, int64_t b
 void CudaOps::fill(const Tensor& y, double value) {
     if (y.size() == 0) return;
     if (value == 0 && y.contiguous()) {
-        cuda::check_cuda(cudaMemsetAsync(y.data, 0, static_cast<size_t>(y.bytes()), stream_), "fill");
+        cuda::check_cuda(cudaMemsetAsync(y.data, 0, static_cast<size_t>(y.bytes()), lane_->stream), "fill");
         return;
     }
     check(cuda::is_float(y.dtype) || y.dtype == DType::kF64 || y.dtype == DType::kI32 || y.dtype == DType::kI64,
@@ -237,9 +256,9 @@ void CudaOps::fill(const Tensor& y, double value) {
     const cuda::Strided to(y);
     const auto blocks = static_cast<unsigned>(cuda::ceil_div(y.size(), 256));
     if (y.size() < (int64_t{1} << 31)) {
-        cuda::fill_kernel<uint32_t><<<blocks, 256, 0, stream_>>>(to, value, static_cast<uint32_t>(y.size()));
+        cuda::fill_kernel<uint32_t><<<blocks, 256, 0, lane_->stream>>>(to, value, static_cast<uint32_t>(y.size()));
     } else {
-        cuda::fill_kernel<int64_t><<<blocks, 256, 0, stream_>>>(to, value, y.size());
+        cuda::fill_kernel<int64_t><<<blocks, 256, 0, lane_->stream>>>(to, value, y.size());
     }
     cuda::check_launch("fill");
 }
@@ -250,18 +269,18 @@ void CudaOps::copy(const Tensor& y, const Tensor& x) {
           "copy: from " + x.describe() + " to " + y.describe());
     if (y.size() == 0) return;
     if (y.dtype == x.dtype && y.contiguous() && x.contiguous()) {
-        cuda::check_cuda(cudaMemcpyAsync(y.data, x.data, static_cast<size_t>(y.bytes()), cudaMemcpyDeviceToDevice, stream_),
-                         "copy");
+        cuda::check_cuda(
+            cudaMemcpyAsync(y.data, x.data, static_cast<size_t>(y.bytes()), cudaMemcpyDeviceToDevice, lane_->stream), "copy");
         return;
     }
     const cuda::Strided to(y), from(x);
     const auto blocks = static_cast<unsigned>(cuda::ceil_div(y.size(), 256));
     const int bytes = static_cast<int>(size_of(y.dtype));
     if (y.size() < (int64_t{1} << 31)) {
-        cuda::launch_early(cuda::copy_kernel<uint32_t>, dim3(blocks), 256, 0, stream_, to, from,
+        cuda::launch_early(cuda::copy_kernel<uint32_t>, dim3(blocks), 256, 0, lane_->stream, to, from,
                            static_cast<uint32_t>(y.size()), bytes);
     } else {
-        cuda::launch_early(cuda::copy_kernel<int64_t>, dim3(blocks), 256, 0, stream_, to, from, y.size(), bytes);
+        cuda::launch_early(cuda::copy_kernel<int64_t>, dim3(blocks), 256, 0, lane_->stream, to, from, y.size(), bytes);
     }
     cuda::check_launch("copy");
 }
@@ -272,38 +291,39 @@ void CudaOps::add(const Tensor& y, const Tensor& a, const Tensor& b) {
     check_tensor("add", "b", b, y.dtype, {y.dim(0), y.dim(1)});
     cuda::with_activation("add", y.dtype, [&](auto type) {
         using T = decltype(type);
-        cuda::packed_loop_over<T>(stream_, "add", cuda::Add<T>{cuda::Rows<T>(y), cuda::Rows<T>(a), cuda::Rows<T>(b)}, y, a, b);
+        cuda::packed_loop_over<T>(lane_->stream, "add", cuda::Add<T>{cuda::Rows<T>(y), cuda::Rows<T>(a), cuda::Rows<T>(b)}, y,
+                                  a, b);
     });
 }
 
 void CudaOps::add_bias(const Tensor& y, const Tensor& bias) {
     check_tensor("add_bias", "y", y, {kAny, kAny});
     check_tensor("add_bias", "bias", bias, {y.dim(1)});
-    cuda::with_activation("add_bias", y.dtype, [&](auto type) { cuda::add_bias<decltype(type)>(stream_, y, bias); });
+    cuda::with_activation("add_bias", y.dtype, [&](auto type) { cuda::add_bias<decltype(type)>(lane_->stream, y, bias); });
 }
 
 void CudaOps::add_bias_backward(const Tensor& dbias, const Tensor& dy) {
     check_tensor("add_bias_backward", "dy", dy, {kAny, kAny});
     const int64_t n = dy.dim(0), d = dy.dim(1), blocks = cuda::ceil_div(n, cuda::kRowsPerPartial);
     check_tensor("add_bias_backward", "dbias", dbias, DType::kF32, {d});
-    workspace_.begin(blocks * d * 4);
-    auto* partial = workspace_.take<float>(blocks * d);
+    lane_->workspace.begin(blocks * d * 4);
+    auto* partial = lane_->workspace.take<float>(blocks * d);
     cuda::with_activation("add_bias_backward", dy.dtype,
-                          [&](auto type) { cuda::column_sums<decltype(type)>(stream_, partial, dy, blocks); });
-    cuda::add_partials(stream_, "add_bias_backward", dbias.as<float>(), partial, blocks, d);
+                          [&](auto type) { cuda::column_sums<decltype(type)>(lane_->stream, partial, dy, blocks); });
+    cuda::add_partials(lane_->stream, "add_bias_backward", dbias.as<float>(), partial, blocks, d);
 }
 
 void CudaOps::sum_heads(const Tensor& y, const Tensor& x) {
     check_tensor("sum_heads", "x", x, {kAny, kAny, kAny});
     check_tensor("sum_heads", "y", y, x.dtype, {x.dim(0), x.dim(2)});
-    cuda::with_activation("sum_heads", y.dtype, [&](auto type) { cuda::sum_heads<decltype(type)>(stream_, y, x); });
+    cuda::with_activation("sum_heads", y.dtype, [&](auto type) { cuda::sum_heads<decltype(type)>(lane_->stream, y, x); });
 }
 
 void CudaOps::gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
     check_tensor("gather_rows", "y", y, {kAny, kAny});
     check_tensor("gather_rows", "x", x, {kAny, y.dim(1)});
     check_tensor("gather_rows", "rows", rows, DType::kI32, {y.dim(0)});
-    cuda::move_rows(stream_, "gather_rows", y, x, rows, true, fault_.device());
+    cuda::move_rows(lane_->stream, "gather_rows", y, x, rows, true, fault_.device());
 }
 
 void CudaOps::gather_rows_backward(const Tensor& dx, const Tensor& dy, const Tensor& rows) {
@@ -313,7 +333,7 @@ void CudaOps::gather_rows_backward(const Tensor& dx, const Tensor& dy, const Ten
     check_tensor("gather_rows_backward", "rows", rows, DType::kI32, {n});
     if (dy.size() == 0) return;
     cuda::with_activation("gather_rows_backward", dy.dtype, [&](auto type) {
-        cuda::gather_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, stream_>>>(
+        cuda::gather_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), 256, 0, lane_->stream>>>(
             dx.as<float>(), dx.stride[0], dx.dim(0), cuda::Rows<decltype(type)>(dy), n, d, rows.as<int32_t>(), fault_.device());
     });
     cuda::check_launch("gather_rows_backward");
@@ -323,7 +343,7 @@ void CudaOps::scatter_rows(const Tensor& y, const Tensor& x, const Tensor& rows)
     check_tensor("scatter_rows", "x", x, {kAny, kAny});
     check_tensor("scatter_rows", "y", y, {kAny, x.dim(1)});
     check_tensor("scatter_rows", "rows", rows, DType::kI32, {x.dim(0)});
-    cuda::move_rows(stream_, "scatter_rows", y, x, rows, false, fault_.device());
+    cuda::move_rows(lane_->stream, "scatter_rows", y, x, rows, false, fault_.device());
 }
 
 }  // namespace fathom

@@ -7,8 +7,9 @@ namespace fathom {
 namespace cuda {
 namespace {
 
-// A stable counting sort in three launches: counts of each piece of 1024 choices, offsets of each piece, placement.
-constexpr int64_t kPiece = 1024;
+// A stable counting sort in pieces of 1024 choices, one block each. Few pieces: in one launch, whose blocks count all choices
+// themselves. Many: counts of each piece, where each begins, placement.
+constexpr int64_t kPiece = 1024, kFewPieces = 8;
 constexpr int64_t kMaxExperts = 1024;
 
 __device__ int expert_at(const Rows<int32_t>& indices, int64_t chosen, int64_t choice, int64_t experts, int* fault) {
@@ -54,35 +55,39 @@ __global__ void __launch_bounds__(1024) offsets_kernel(int32_t* offsets, int32_t
     }
 }
 
-// A warp walks choices [begin, end) in order, 32 at a time; next[e] is the next free sorted row of expert e.
-__device__ void place_choices(int32_t* next, int32_t* source, const Rows<int32_t>& slot, const Rows<int32_t>& indices,
-                              int64_t chosen, int64_t begin, int64_t end, int64_t experts, int* fault) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    for (; begin < end; begin += kWarp) {
-        const int64_t i = begin + lane;
-        const int expert = i < end ? expert_at(indices, chosen, i, experts, fault) : -1;
-        const unsigned same = __match_any_sync(kAll, expert);
-        const int rank = __popc(same & ((1u << lane) - 1));
-        if (i < end) {
-            const int32_t at = next[expert] + rank;
-            source[at] = static_cast<int32_t>(i / chosen);
-            slot.at(i / chosen)[i % chosen] = at;
-        }
-        __syncwarp();
-        if (i < end && rank == 0) next[expert] += __popc(same);
-        __syncwarp();
-    }
+// What a block needs to place its piece: where each expert's next choice goes, and how many each warp has of it, [warp, E].
+struct Piece {
+    int32_t next[kMaxExperts];
+    uint8_t of_warp[kPiece / kWarp * kMaxExperts];
+};
+
+// Places choices [begin, end), at most a thread each; piece.next is set. By all threads of a block.
+__device__ void place_piece(Piece& piece, int32_t* source, const Rows<int32_t>& slot, const Rows<int32_t>& indices,
+                            int64_t chosen, int64_t begin, int64_t end, int64_t experts, int* fault) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    for (int64_t i = thread; i < kPiece / kWarp * experts; i += kPiece) piece.of_warp[i] = 0;
+    __syncthreads();
+    const int64_t i = begin + thread;
+    const int expert = i < end ? expert_at(indices, chosen, i, experts, fault) : -1;
+    const unsigned same = __match_any_sync(kAll, expert);
+    const int rank = __popc(same & ((1u << lane) - 1));
+    if (i < end && rank == 0) piece.of_warp[warp * experts + expert] = static_cast<uint8_t>(__popc(same));
+    __syncthreads();
+    if (i >= end) return;
+    int32_t at = piece.next[expert] + rank;
+#pragma unroll 4
+    for (int w = 0; w < warp; ++w) at += piece.of_warp[w * experts + expert];
+    source[at] = static_cast<int32_t>(i / chosen);
+    slot.at(i / chosen)[i % chosen] = at;
 }
 
-// One warp per piece.
-__global__ void __launch_bounds__(kWarp)
+__global__ void __launch_bounds__(kPiece)
     place_kernel(int32_t* source, Rows<int32_t> slot, const int32_t* first, Rows<int32_t> indices, int64_t chosen,
                  int64_t choices, int64_t experts, int* fault) {
-    __shared__ int32_t next[kMaxExperts];
-    for (int64_t e = threadIdx.x; e < experts; e += kWarp) next[e] = first[blockIdx.x * experts + e];
-    __syncwarp();
+    __shared__ Piece piece;
+    for (int64_t e = threadIdx.x; e < experts; e += kPiece) piece.next[e] = first[blockIdx.x * experts + e];
     const int64_t begin = blockIdx.x * kPiece;
-    place_choices(next, source, slot, indices, chosen, begin, min(choices, begin + kPiece), experts, fault);
+    place_piece(piece, source, slot, indices, chosen, begin, min(choices, begin + kPiece), experts, fault);
 }
 
 // The sum of x over the lanes up to this one.
@@ -95,28 +100,32 @@ __device__ __forceinline__ int32_t sum_up_to(int32_t x, int lane) {
     return x;
 }
 
-// All three at once for one piece, as when decoding.
+// All at once where pieces are few, as when decoding.
 __global__ void __launch_bounds__(kPiece)
-    sort_piece_kernel(int32_t* offsets, int32_t* source, Rows<int32_t> slot, Rows<int32_t> indices, int64_t chosen,
-                      int64_t choices, int64_t experts, int* fault) {
+    sort_kernel(int32_t* offsets, int32_t* source, Rows<int32_t> slot, Rows<int32_t> indices, int64_t chosen, int64_t choices,
+                int64_t experts, int* fault) {
     begin_early();
-    __shared__ int32_t count[kMaxExperts], next[kMaxExperts], warp_total[kWarp];
-    const int64_t e = threadIdx.x;
+    __shared__ Piece piece;
+    __shared__ int32_t count[kMaxExperts], warp_total[kWarp];
+    const int64_t e = threadIdx.x, begin = blockIdx.x * kPiece;
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-    count[e] = 0;
+    count[e] = piece.next[e] = 0;
     __syncthreads();
-    if (e < choices) atomicAdd(&count[expert_at(indices, chosen, e, experts, fault)], 1);
+    for (int64_t i = e; i < choices; i += kPiece) {  // integers: any order gives the same count
+        const int expert = expert_at(indices, chosen, i, experts, fault);
+        atomicAdd(&count[expert], 1);
+        if (i < begin) atomicAdd(&piece.next[expert], 1);
+    }
     __syncthreads();
     const int32_t total = count[e], within = sum_up_to(total, lane);
     if (lane == kWarp - 1) warp_total[warp] = within;
     __syncthreads();
     const int32_t of_warps = sum_up_to(warp_total[lane], lane);
     const int32_t end = within + (warp == 0 ? 0 : __shfl_sync(kAll, of_warps, warp - 1));
-    next[e] = end - total;
-    if (e == 0) offsets[0] = 0;
-    if (e < experts) offsets[e + 1] = end;
-    __syncthreads();
-    if (e < kWarp) place_choices(next, source, slot, indices, chosen, 0, choices, experts, fault);
+    piece.next[e] += end - total;
+    if (blockIdx.x == 0 && e == 0) offsets[0] = 0;
+    if (blockIdx.x == 0 && e < experts) offsets[e + 1] = end;
+    place_piece(piece, source, slot, indices, chosen, begin, min(choices, begin + kPiece), experts, fault);
 }
 
 template <class T>
@@ -128,13 +137,20 @@ struct Combine {
 
     template <int kCount>
     __device__ __forceinline__ void operator()(int64_t i, int64_t c) const {
+        constexpr int kTogether = 4;  // loads in flight
         float sum[kCount]{};
-        for (int64_t k = 0; k < chosen; ++k) {
-            const float weight = weights.data == nullptr ? 1.0f : weights.at(i)[k];
-            float part[kCount];
-            load_pack(part, x.at(slots.at(i)[k]) + c);
+        for (int64_t k = 0; k < chosen; k += kTogether) {
+            float part[kTogether][kCount];
 #pragma unroll
-            for (int j = 0; j < kCount; ++j) sum[j] = fmaf(weight, part[j], sum[j]);
+            for (int t = 0; t < kTogether; ++t)
+                if (k + t < chosen) load_pack(part[t], x.at(slots.at(i)[k + t]) + c);
+#pragma unroll
+            for (int t = 0; t < kTogether; ++t) {
+                if (k + t >= chosen) break;
+                const float weight = weights.data == nullptr ? 1.0f : weights.at(i)[k + t];
+#pragma unroll
+                for (int j = 0; j < kCount; ++j) sum[j] = fmaf(weight, part[t][j], sum[j]);
+            }
         }
         if (base.data != nullptr) {
             float added[kCount];
@@ -183,23 +199,23 @@ void CudaOps::sort_by_expert(const Tensor& offsets, const Tensor& source, const 
     check_tensor("sort_by_expert", "slot", slot, DType::kI32, {n, chosen});
     check(experts <= cuda::kMaxExperts, "sort_by_expert: more than 1024 experts");
     const int64_t pieces = cuda::ceil_div(choices, cuda::kPiece);
-    if (pieces == 1) {
-        cuda::launch_early(cuda::sort_piece_kernel, dim3(1), cuda::kPiece, 0, stream_, offsets.as<int32_t>(),
-                           source.as<int32_t>(), cuda::Rows<int32_t>(slot), cuda::Rows<int32_t>(indices), chosen, choices,
-                           experts, fault_.device());
+    if (pieces >= 1 && pieces <= cuda::kFewPieces) {
+        cuda::launch_early(cuda::sort_kernel, dim3(static_cast<unsigned>(pieces)), cuda::kPiece, 0, lane_->stream,
+                           offsets.as<int32_t>(), source.as<int32_t>(), cuda::Rows<int32_t>(slot), cuda::Rows<int32_t>(indices),
+                           chosen, choices, experts, fault_.device());
         cuda::check_launch("sort_by_expert");
         return;
     }
-    workspace_.begin(pieces * experts * 4);
-    auto* counts = workspace_.take<int32_t>(pieces * experts);
+    lane_->workspace.begin(pieces * experts * 4);
+    auto* counts = lane_->workspace.take<int32_t>(pieces * experts);
     const cuda::Rows<int32_t> chosen_rows(indices);
     if (pieces > 0) {
-        cuda::count_kernel<<<static_cast<unsigned>(pieces), 256, 0, stream_>>>(counts, chosen_rows, chosen, choices, experts,
-                                                                               fault_.device());
+        cuda::count_kernel<<<static_cast<unsigned>(pieces), 256, 0, lane_->stream>>>(counts, chosen_rows, chosen, choices,
+                                                                                     experts, fault_.device());
     }
-    cuda::offsets_kernel<<<1, 1024, 0, stream_>>>(offsets.as<int32_t>(), counts, pieces, experts);
+    cuda::offsets_kernel<<<1, 1024, 0, lane_->stream>>>(offsets.as<int32_t>(), counts, pieces, experts);
     if (pieces > 0) {
-        cuda::place_kernel<<<static_cast<unsigned>(pieces), cuda::kWarp, 0, stream_>>>(
+        cuda::place_kernel<<<static_cast<unsigned>(pieces), cuda::kPiece, 0, lane_->stream>>>(
             source.as<int32_t>(), cuda::Rows<int32_t>(slot), counts, chosen_rows, chosen, choices, experts, fault_.device());
     }
     cuda::check_launch("sort_by_expert");
@@ -214,7 +230,7 @@ void CudaOps::combine(const Tensor& y, const Tensor& x, const Tensor& slot, cons
     if (base) check_tensor("combine", "base", base, y.dtype, {n, d});
     cuda::with_activation("combine", y.dtype, [&](auto type) {
         using T = decltype(type);
-        cuda::packed_loop<T>(stream_, "combine", n, d, cuda::packable(x, y, base ? base : y),
+        cuda::packed_loop<T>(lane_->stream, "combine", n, d, cuda::packable(x, y, base ? base : y),
                              cuda::Combine<T>{cuda::Rows<T>(y), cuda::Rows<T>(x), cuda::Rows<T>(base),
                                               cuda::Rows<int32_t>(slot), cuda::Rows<float>(weights), slot.dim(1)});
     });
@@ -234,7 +250,7 @@ void CudaOps::combine_backward(const Tensor& dx, const Tensor& dweights, const T
         using T = decltype(type);
         const auto kernel = cuda::packable(dx, dy, x) ? cuda::combine_backward_kernel<T, cuda::kPackOf<T>>
                                                       : cuda::combine_backward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(cuda::ceil_div(n * chosen, 8)), 256, 0, stream_>>>(
+        kernel<<<static_cast<unsigned>(cuda::ceil_div(n * chosen, 8)), 256, 0, lane_->stream>>>(
             cuda::Rows<T>(dx), cuda::Rows<float>(dweights), cuda::Rows<T>(dy), cuda::Rows<T>(x), cuda::Rows<int32_t>(slot),
             cuda::Rows<float>(weights), chosen, n * chosen, d);
     });
@@ -246,7 +262,7 @@ void CudaOps::add_expert_load(const Tensor& load, const Tensor& offsets) {
     check_tensor("add_expert_load", "offsets", offsets, DType::kI32, {load.dim(0) + 1});
     auto* counts = load.as<int64_t>();
     const auto* offset = offsets.as<int32_t>();
-    cuda::loop(stream_, "add_expert_load", 1, load.dim(0),
+    cuda::loop(lane_->stream, "add_expert_load", 1, load.dim(0),
                [=] __device__(int64_t, int64_t e) { counts[e] += offset[e + 1] - offset[e]; });
 }
 
@@ -257,7 +273,7 @@ void CudaOps::update_router_bias(const Tensor& bias, const Tensor& load, double 
     auto* values = bias.as<float>();
     const auto* counts = load.as<int64_t>();
     const auto step = static_cast<float>(gamma);
-    cuda::loop(stream_, "update_router_bias", 1, experts, [=] __device__(int64_t, int64_t e) {
+    cuda::loop(lane_->stream, "update_router_bias", 1, experts, [=] __device__(int64_t, int64_t e) {
         int64_t total = 0;
         for (int64_t i = 0; i < experts; ++i) total += counts[i];
         const int64_t excess = counts[e] * experts - total;  // in integers: load E against the sum of loads

@@ -218,7 +218,7 @@ void CudaOps::rms_norm(const Tensor& y, const Tensor& x, const Tensor& w, double
     if (y.size() == 0) return;
     cuda::with_activation("rms_norm", y.dtype, [&](auto type) {
         const cuda::Rows<decltype(type)> rows(x);
-        cuda::rms_norm(stream_, y, cuda::NormInput<decltype(type), false>{rows, rows, rows}, cuda::packable(x), w, eps);
+        cuda::rms_norm(lane_->stream, y, cuda::NormInput<decltype(type), false>{rows, rows, rows}, cuda::packable(x), w, eps);
     });
 }
 
@@ -230,7 +230,7 @@ void CudaOps::add_rms_norm(const Tensor& y, const Tensor& sum, const Tensor& a, 
     if (y.size() == 0) return;
     cuda::with_activation("add_rms_norm", y.dtype, [&](auto type) {
         using Rows = cuda::Rows<decltype(type)>;
-        cuda::rms_norm(stream_, y, cuda::NormInput<decltype(type), true>{Rows(a), Rows(b), Rows(sum)},
+        cuda::rms_norm(lane_->stream, y, cuda::NormInput<decltype(type), true>{Rows(a), Rows(b), Rows(sum)},
                        cuda::packable(a, b, sum), w, eps);
     });
 }
@@ -245,12 +245,12 @@ void CudaOps::rms_norm_backward(const Tensor& dx, const Tensor& dw, const Tensor
     check_tensor("rms_norm_backward", "w", w, {d});
     check(dx.data != dy.data || dx.size() == 0, "rms_norm_backward: dx may not be dy");
     if (dx.size() == 0) return;
-    workspace_.begin((n + blocks * d) * 4);
-    auto *inverse = workspace_.take<float>(n), *partial = workspace_.take<float>(blocks * d);
+    lane_->workspace.begin((n + blocks * d) * 4);
+    auto *inverse = lane_->workspace.take<float>(n), *partial = lane_->workspace.take<float>(blocks * d);
     cuda::with_activation("rms_norm_backward", dx.dtype, [&](auto type) {
-        cuda::rms_norm_backward<decltype(type)>(stream_, dx, dy, x, w, eps, inverse, partial, blocks);
+        cuda::rms_norm_backward<decltype(type)>(lane_->stream, dx, dy, x, w, eps, inverse, partial, blocks);
     });
-    cuda::add_partials(stream_, "rms_norm_backward", dw.as<float>(), partial, blocks, d);
+    cuda::add_partials(lane_->stream, "rms_norm_backward", dw.as<float>(), partial, blocks, d);
 }
 
 // The product of position and frequency is rounded to f32, its cosine and sine are taken in f64: exact enough to be the CPU's.
@@ -263,7 +263,7 @@ void CudaOps::rope_table(const Tensor& table, const Tensor& positions, const Ten
     const cuda::Rows<float> to(table);
     const auto* position = positions.as<int32_t>();
     const auto* frequency = inv_freq.as<float>();
-    cuda::loop(stream_, "rope_table", n, half, [=] __device__(int64_t i, int64_t j) {
+    cuda::loop(lane_->stream, "rope_table", n, half, [=] __device__(int64_t i, int64_t j) {
         const double angle = static_cast<float>(position[i]) * frequency[j];
         to.at(i)[j] = static_cast<float>(magnitude * cos(angle));
         to.at(i)[half + j] = static_cast<float>(magnitude * sin(angle));
@@ -276,7 +276,7 @@ void CudaOps::rope(const Tensor& y, const Tensor& x, const Tensor& table, RopePa
     check(x.dim(2) % 2 == 0, "rope: an odd number of channels");
     check_tensor("rope", "table", table, DType::kF32, {x.dim(0), x.dim(2)});
     cuda::with_activation("rope", x.dtype,
-                          [&](auto type) { cuda::rope<decltype(type)>(stream_, y, x, table, pairing, inverse); });
+                          [&](auto type) { cuda::rope<decltype(type)>(lane_->stream, y, x, table, pairing, inverse); });
 }
 
 }  // namespace fathom

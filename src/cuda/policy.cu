@@ -157,7 +157,7 @@ void CudaOps::token_logprob(const Tensor& logprob, const Tensor& entropy, const 
     check_tensor("token_logprob", "logprob", logprob, DType::kF32, {n});
     if (entropy) check_tensor("token_logprob", "entropy", entropy, DType::kF32, {n});
     if (n == 0) return;
-    cuda::launch_early(cuda::logprob_kernel, dim3(static_cast<unsigned>(n)), cuda::kSoftmaxThreads, 0, stream_,
+    cuda::launch_early(cuda::logprob_kernel, dim3(static_cast<unsigned>(n)), cuda::kSoftmaxThreads, 0, lane_->stream,
                        logprob.as<float>(), entropy ? entropy.as<float>() : nullptr, policy, fault_.device());
     cuda::check_launch("token_logprob");
 }
@@ -171,7 +171,7 @@ void CudaOps::token_logprob_backward(const Tensor& dlogits, const Tensor& logits
     check_tensor("token_logprob_backward", "dlogprob", dlogprob, DType::kF32, {n});
     if (n == 0) return;
     cuda::with_activation("token_logprob_backward", dlogits.dtype, [&](auto type) {
-        cuda::logprob_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
+        cuda::logprob_backward_kernel<decltype(type)><<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, lane_->stream>>>(
             cuda::Rows<decltype(type)>(dlogits), policy, dlogprob.as<float>(), temperature, fault_.device());
     });
     cuda::check_launch("token_logprob_backward");
@@ -183,7 +183,7 @@ void CudaOps::kl_divergence(const Tensor& loss, const Tensor& logits, const Tens
     const int64_t n = logits.dim(0);
     check_tensor("kl_divergence", "loss", loss, DType::kF32, {n});
     if (n == 0) return;
-    cuda::divergence_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(loss.as<float>(), d);
+    cuda::divergence_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, lane_->stream>>>(loss.as<float>(), d);
     cuda::check_launch("kl_divergence");
 }
 
@@ -193,7 +193,7 @@ void CudaOps::kl_divergence_backward(const Tensor& dlogits, const Tensor& logits
     const int64_t n = logits.dim(0);
     check_tensor("kl_divergence_backward", "dlogits", dlogits, DType::kF32, {n, logits.dim(1)});
     if (n == 0) return;
-    cuda::divergence_backward_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, stream_>>>(
+    cuda::divergence_backward_kernel<<<static_cast<unsigned>(n), cuda::kSoftmaxThreads, 0, lane_->stream>>>(
         cuda::Rows<float>(dlogits), d, scale);
     cuda::check_launch("kl_divergence_backward");
 }

@@ -208,7 +208,7 @@ void CudaOps::route(const Tensor& indices, const Tensor& weights, const Tensor& 
     if (bias) check_tensor("route", "bias", bias, DType::kF32, {experts});
     if (n == 0) return;
     const auto bytes = static_cast<size_t>(cuda::kRowsPerBlock * experts * (2 * 4 + 1));
-    cuda::launch_early(cuda::route_kernel, dim3(cuda::blocks_of(n)), cuda::kRowsPerBlock * cuda::kWarp, bytes, stream_,
+    cuda::launch_early(cuda::route_kernel, dim3(cuda::blocks_of(n)), cuda::kRowsPerBlock * cuda::kWarp, bytes, lane_->stream,
                        cuda::Rows<int32_t>(indices), cuda::Rows<float>(weights), cuda::Rows<float>(scores),
                        cuda::Rows<float>(logits), bias ? bias.as<float>() : nullptr, cuda::Rule(rule, experts, indices.dim(1)),
                        n, fault_.device());
@@ -221,7 +221,7 @@ void CudaOps::route_weights(const Tensor& weights, const Tensor& scores, const T
     const int64_t n = scores.dim(0), experts = scores.dim(1);
     check_tensor("route_weights", "logits", logits, DType::kF32, {n, experts});
     if (n == 0) return;
-    cuda::route_weights_kernel<<<cuda::blocks_of(n), cuda::kRowsPerBlock * cuda::kWarp, 0, stream_>>>(
+    cuda::route_weights_kernel<<<cuda::blocks_of(n), cuda::kRowsPerBlock * cuda::kWarp, 0, lane_->stream>>>(
         cuda::Rows<float>(weights), cuda::Rows<float>(scores), cuda::Rows<float>(logits), cuda::Rows<int32_t>(indices),
         cuda::Rule(rule, experts, indices.dim(1)), n, fault_.device());
     cuda::check_launch("route_weights");
@@ -235,7 +235,7 @@ void CudaOps::route_backward(const Tensor& dlogits, const Tensor& dweights, cons
     if (dscores) check_tensor("route_backward", "dscores", dscores, DType::kF32, {n, experts});
     if (n == 0) return;
     const auto bytes = static_cast<size_t>(cuda::kRowsPerBlock * experts * 4);
-    cuda::route_backward_kernel<<<cuda::blocks_of(n), cuda::kRowsPerBlock * cuda::kWarp, bytes, stream_>>>(
+    cuda::route_backward_kernel<<<cuda::blocks_of(n), cuda::kRowsPerBlock * cuda::kWarp, bytes, lane_->stream>>>(
         cuda::Rows<float>(dlogits), cuda::Rows<float>(dweights), cuda::Rows<float>(dscores), cuda::Rows<float>(scores),
         cuda::Rows<int32_t>(indices), cuda::Rule(rule, experts, indices.dim(1)), n, fault_.device());
     cuda::check_launch("route_backward");

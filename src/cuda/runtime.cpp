@@ -52,9 +52,20 @@ Buffer device_memory(int64_t bytes) {
     return {memory, bytes, [](void* address) { (void)cudaFree(address); }};
 }
 
-Stream::Stream() { check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }
+Stream::Stream() {
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+    check_cuda(cudaEventCreateWithFlags(&reached_, cudaEventDisableTiming), "creating an event");
+}
 
-Stream::~Stream() { (void)cudaStreamDestroy(stream_); }
+Stream::~Stream() {
+    (void)cudaEventDestroy(reached_);
+    (void)cudaStreamDestroy(stream_);
+}
+
+void Stream::follow(const Stream& other) {
+    check_cuda(cudaEventRecord(reached_, other), "joining streams");
+    check_cuda(cudaStreamWaitEvent(stream_, reached_, 0), "joining streams");
+}
 
 void Stream::wait() const { check_cuda(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
 

@@ -32,9 +32,12 @@ public:
     Stream& operator=(const Stream&) = delete;
     [[nodiscard]] operator cudaStream_t() const { return stream_; }  // NOLINT(google-explicit-constructor)
     void wait() const;
+    // What is queued here from now on begins after what has been queued on `other` so far.
+    void follow(const Stream& other);
 
 private:
     cudaStream_t stream_ = nullptr;
+    cudaEvent_t reached_ = nullptr;  // by the stream that was followed last
 };
 
 // Memory for one op's intermediate results. All ops run on one stream, so the next op may have the same bytes.
@@ -56,6 +59,15 @@ private:
     Buffer memory_;
     int64_t used_ = 0, generation_ = 0;
     [[nodiscard]] void* take_bytes(int64_t bytes);
+};
+
+// A queue of ops, and memory for what each of them needs meanwhile.
+struct Lane {
+    Stream stream;
+    Workspace workspace{stream};
+    Workspace numbers{stream};  // weights in another form, for one product of `workspace`
+    // Grows whenever memory moves.
+    [[nodiscard]] int64_t generation() const { return workspace.generation() + numbers.generation(); }
 };
 
 // Where kernels report what they cannot throw: an index out of range. Host memory that the device writes to.

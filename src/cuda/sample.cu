@@ -319,21 +319,22 @@ void CudaOps::sample(const Tensor& index, const Tensor& logits, std::span<const 
     if (n == 0) return;
     const cuda::HostLists host(queries, vocab);
     const int64_t slots = host.draws ? cuda::ceil_div(vocab, cuda::kSampleThreads) * cuda::kSampleThreads : 0;
-    workspace_.begin(cuda::bytes_of(host.rules) + cuda::bytes_of(host.history) + cuda::bytes_of(host.biases) +
-                     cuda::bytes_of(host.masks) + 8 * host.changed * vocab + 8 * n * slots);
-    const cuda::Lists lists{cuda::upload(workspace_, host.rules, stream_), cuda::upload(workspace_, host.history, stream_),
-                            cuda::upload(workspace_, host.biases, stream_), cuda::upload(workspace_, host.masks, stream_),
-                            host.mask_words};
-    auto* const changed = workspace_.take<float>(host.changed * vocab);
-    auto* const uses = workspace_.take<int32_t>(host.changed * vocab);
-    auto* const keys = workspace_.take<uint64_t>(n * slots);
+    lane_->workspace.begin(cuda::bytes_of(host.rules) + cuda::bytes_of(host.history) + cuda::bytes_of(host.biases) +
+                           cuda::bytes_of(host.masks) + 8 * host.changed * vocab + 8 * n * slots);
+    const cuda::Lists lists{cuda::upload(lane_->workspace, host.rules, lane_->stream),
+                            cuda::upload(lane_->workspace, host.history, lane_->stream),
+                            cuda::upload(lane_->workspace, host.biases, lane_->stream),
+                            cuda::upload(lane_->workspace, host.masks, lane_->stream), host.mask_words};
+    auto* const changed = lane_->workspace.take<float>(host.changed * vocab);
+    auto* const uses = lane_->workspace.take<int32_t>(host.changed * vocab);
+    auto* const keys = lane_->workspace.take<uint64_t>(n * slots);
     const dim3 grid(static_cast<unsigned>(n));
     const cuda::Rows<float> rows(logits);
     if (host.changed > 0)
-        cuda::launch_early(cuda::change_logits_kernel, grid, cuda::kSampleThreads, 0, stream_, changed, uses, rows, lists,
+        cuda::launch_early(cuda::change_logits_kernel, grid, cuda::kSampleThreads, 0, lane_->stream, changed, uses, rows, lists,
                            vocab);
-    cuda::launch_early(cuda::draw_kernel, grid, cuda::kSampleThreads, 0, stream_, index.as<int32_t>(), rows, changed, keys,
-                       lists.rules, vocab, slots);
+    cuda::launch_early(cuda::draw_kernel, grid, cuda::kSampleThreads, 0, lane_->stream, index.as<int32_t>(), rows, changed,
+                       keys, lists.rules, vocab, slots);
     cuda::check_launch("sample");
 }
 

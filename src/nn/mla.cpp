@@ -75,25 +75,34 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     if (!keep && !cx.deterministic) std::tie(q_a, kv_a) = joined(cx, x, lora ? wq_a_ : wq_, wkv_a_);
     if (!q_a && lora) q_a = linear(cx, x, wq_a_, keep);
     if (!kv_a) kv_a = linear(cx, x, wkv_a_, keep);
-    const Tensor q = queries(cx, x, q_a);                     // [n, h, d_n + d_r] before RoPE
-    const Tensor c_kv = latents(cx, kv_a, batch.rope, keep);  // [n, c_kv + d_r]
-    if (cache != nullptr) cx.ops.scatter_weight_rows(page_rows(cache->states[0]), c_kv, batch.slots);
+    const SequenceGroup &many = batch.expanded, &few = batch.absorbed;
+    Tensor c_kv, q;   // [n, c_kv + d_r]; [n, h, d_n + d_r], rotated in the rows of `many`
+    Expanded keys;    // that `many` attend to
+    Tensor q_latent;  // of `few`
+    cx.ops.side_by_side(
+        [&] {
+            c_kv = latents(cx, kv_a, batch.rope, keep);
+            if (cache != nullptr) cx.ops.scatter_weight_rows(page_rows(cache->states[0]), c_kv, batch.slots);
+            if (many.rows > 0) keys = expanded_keys(cx, c_kv, many, cache);
+        },
+        [&] {
+            q = queries(cx, x, q_a);
+            if (many.rows > 0) rotate(cx, many.of(q), many.of(q), many.of(batch.rope));
+            if (few.rows > 0) q_latent = absorbed(cx, few.of(q), few.of(batch.rope));
+        });
 
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
-    for (const SequenceGroup* group : {&batch.expanded, &batch.absorbed}) {
-        if (group->rows == 0) continue;
-        const Tensor rope = group->of(batch.rope);
-        if (group == &batch.absorbed) {
-            attend_absorbed(cx, group->of(o), group->of(lse), group->of(q), rope,
-                            cache != nullptr ? cache->states[0] : Weight(group->of(c_kv)), group->spans);
-        } else if (cache == nullptr) {
-            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), rope, group->of(c_kv), group->spans);
-        } else {
-            const Tensor cached = cx.empty({group->keys, c_kv.dim(1)});
-            cx.ops.gather_weight_rows(cached, page_rows(cache->states[0]), group->key_rows);
-            attend_expanded(cx, group->of(o), group->of(lse), group->of(q), rope, cached, group->spans);
-        }
-    }
+    const auto attend_many = [&] { attend_expanded(cx, many.of(o), many.of(lse), many.of(q), keys, many.spans); };
+    const auto attend_few = [&] {
+        attend_absorbed(cx, few.of(o), few.of(lse), q_latent, cache != nullptr ? cache->states[0] : Weight(few.of(c_kv)),
+                        few.spans);
+    };
+    if (many.rows > 0 && few.rows > 0)
+        cx.ops.side_by_side(attend_many, attend_few);
+    else if (many.rows > 0)
+        attend_many();
+    else if (few.rows > 0)
+        attend_few();
     if (keep) *saved = {x, q_a, kv_a, c_kv, o, lse};
     return linear(cx, o.view({n, h * d_v}), wo_);
 }
@@ -127,29 +136,42 @@ Tensor Mla::latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool ke
     return c_kv;
 }
 
-// o = softmax(scale RoPE(q) [k_n | k_r]^T) v with k_n and v projected up from the latents of all keys. c_kv [keys, c_kv + d_r].
-// Rotates q.
-void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
-                          const Tensor& c_kv, const Spans& spans) const {
+// Keys and values of all that the group attends to, projected up from latents: the batch's own [n, c_kv + d_r], or the cache's.
+Mla::Expanded Mla::expanded_keys(Context& cx, const Tensor& c_kv, const SequenceGroup& group, const LayerCache* cache) const {
     const int64_t c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim, d_v = config_.v_head_dim;
-    const Tensor kv = expand(cx, c_kv.slice(1, 0, c));
-    rotate(cx, q, q, rope);
-    cx.ops.attention(o, lse, q, channels(kv, 0, d_n), c_kv.slice(1, c, c_kv.dim(1)), channels(kv, d_n, d_n + d_v), spans,
-                     config_.softmax_scale);
+    Tensor all = group.of(c_kv);
+    if (cache != nullptr) {
+        all = cx.empty({group.keys, c_kv.dim(1)});
+        cx.ops.gather_weight_rows(all, page_rows(cache->states[0]), group.key_rows);
+    }
+    const Tensor kv = expand(cx, all.slice(1, 0, c));
+    return {channels(kv, 0, d_n), all.slice(1, c, all.dim(1)), channels(kv, d_n, d_n + d_v)};
 }
 
-// The same function with W_UK moved to the query and W_UV to the output: keys are the latents themselves, values their first
-// c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
-void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
-                          const Weight& c_kv, const Spans& spans) const {
+// o = softmax(scale RoPE(q) [k_n | k_r]^T) v. q is rotated.
+void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Expanded& keys,
+                          const Spans& spans) const {
+    cx.ops.attention(o, lse, q, keys.nope, keys.rope, keys.value, spans, config_.softmax_scale);
+}
+
+// [q_n W_UK | RoPE(q_r)] per head: queries in the latent space. q [n, h, d_n + d_r] -> [n, h, c_kv + d_r].
+Tensor Mla::absorbed(Context& cx, const Tensor& q, const Tensor& rope) const {
     const int64_t n = q.dim(0), h = q.dim(1), c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim,
                   d_r = config_.qk_rope_head_dim;
-    const Tensor q_latent = cx.empty({n, h, c + d_r}), u = cx.empty({n, h, c});
+    const Tensor q_latent = cx.empty({n, h, c + d_r});
     if (split_)
         cx.ops.batched_matmul(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
     else
         cx.ops.batched_dgrad(channels(q_latent, 0, c), channels(q, 0, d_n), key_weights());
     rotate(cx, q_latent, q, rope);
+    return q_latent;
+}
+
+// The same function as attend_expanded, with W_UK moved to the query and W_UV to the output: keys are the latents themselves,
+// values their first c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
+void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q_latent, const Weight& c_kv,
+                          const Spans& spans) const {
+    const Tensor u = cx.empty({q_latent.dim(0), q_latent.dim(1), config_.kv_lora_rank});
     cx.ops.latent_attention(u, lse, q_latent, c_kv, spans, config_.softmax_scale);
     cx.ops.batched_matmul(o, u, value_weights());
 }

@@ -50,6 +50,10 @@ public:
     [[nodiscard]] Tensor backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const;
 
 private:
+    struct Expanded {
+        Tensor nope, rope, value;  // [keys, h, d_n], [keys, d_r], [keys, h, d_v]
+    };
+
     MlaConfig config_;
     Linear wq_;           // q_proj [h (d_n + d_r), hidden], when q_lora_rank = 0
     Linear wq_a_, wq_b_;  // [c_q, hidden], [h (d_n + d_r), c_q]
@@ -64,10 +68,13 @@ private:
     [[nodiscard]] Tensor queries(Context& cx, const Tensor& x, const Tensor& q_a) const;
     void rotate(Context& cx, const Tensor& y, const Tensor& x, const Tensor& rope, bool inverse = false) const;
     [[nodiscard]] Tensor latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const;
-    void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
-                         const Tensor& c_kv, const Spans& spans) const;
-    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& rope,
-                         const Weight& c_kv, const Spans& spans) const;
+    [[nodiscard]] Expanded expanded_keys(Context& cx, const Tensor& c_kv, const SequenceGroup& group,
+                                         const LayerCache* cache) const;
+    void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Expanded& keys,
+                         const Spans& spans) const;
+    [[nodiscard]] Tensor absorbed(Context& cx, const Tensor& q, const Tensor& rope) const;
+    void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q_latent, const Weight& c_kv,
+                         const Spans& spans) const;
     [[nodiscard]] Tensor queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const;
     // Keys and values [n, h, d_n + d_v] of latents c_kv [n, c_kv].
     [[nodiscard]] Tensor expand(Context& cx, const Tensor& c_kv) const;

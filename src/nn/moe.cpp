@@ -96,6 +96,24 @@ void Moe::visit(const Names& names) {
 // y = sum_{k in top K} w_k Expert_k(x) + Shared(x)
 Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* saved) const {
     const bool keep = saved != nullptr;
+    Saved routed;
+    Mlp::Saved shared;
+    Tensor shared_y;
+    if (config_.n_shared_experts > 0) {
+        cx.ops.side_by_side([&] { routed = answers(cx, x, batch, keep); },
+                            [&] { shared_y = shared_.forward(cx, x, batch, keep ? &shared : nullptr); });
+    } else {
+        routed = answers(cx, x, batch, keep);
+    }
+    const Tensor y = cx.empty({x.dim(0), x.dim(1)});
+    cx.ops.combine(y, routed.y, routed.slot, routed.choice.weights, shared_y);
+    routed.shared = shared;
+    if (keep) *saved = routed;
+    return y;
+}
+
+// What the chosen experts say of each token, sorted by expert.
+Moe::Saved Moe::answers(Context& cx, const Tensor& x, const Batch& batch, bool keep) const {
     const auto layer = static_cast<size_t>(config_.layer);
     const int64_t n = x.dim(0), hidden = x.dim(1), E = config_.router.n_routed_experts;
     const Tensor replay = layer < batch.replay.size() ? batch.replay[layer] : Tensor();
@@ -119,13 +137,7 @@ Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* sav
     const Tensor inner = cx.empty({m, gate.dim(1)});
     cx.ops.swiglu(inner, gate, up);
     const Tensor expert_y = experts(cx, inner, down_, offsets, keep);
-    const Tensor y = cx.empty({n, hidden});
-    Mlp::Saved shared;
-    const bool shares = config_.n_shared_experts > 0;
-    cx.ops.combine(y, expert_y, slot, choice.weights,
-                   shares ? shared_.forward(cx, x, batch, keep ? &shared : nullptr) : Tensor());
-    if (keep) *saved = {x, choice, offsets, source, slot, gate, up, expert_y, shared};
-    return y;
+    return {x, choice, offsets, source, slot, gate, up, expert_y, {}};
 }
 
 Tensor Moe::backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& s) const {

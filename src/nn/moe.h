@@ -55,6 +55,8 @@ private:
     Router router_;
     std::vector<Param> gate_, up_, down_;  // E each: [width, hidden], [width, hidden], [hidden, width]
     Mlp shared_;
+
+    [[nodiscard]] Saved answers(Context& cx, const Tensor& x, const Batch& batch, bool keep) const;
 };
 
 }  // namespace fathom

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "ops/route_rule.h"
@@ -74,6 +75,12 @@ public:
     [[nodiscard]] virtual DType precise_dtype() const { return compute_dtype(); }
     // Whether tensors may lie in host memory, such as the map of a checkpoint. Where not, write() brings them to the device.
     [[nodiscard]] virtual bool sees_host_memory() const { return true; }
+
+    // first() and second(), neither of whose ops writes what the other's read or write: a device may do both at a time.
+    virtual void side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
+        first();
+        second();
+    }
 
     // ---- memory ----------------------------------------------------------------------------------------------------------
     [[nodiscard]] virtual Buffer allocate(int64_t bytes) = 0;        // device memory, 64-byte aligned

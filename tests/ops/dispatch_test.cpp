@@ -21,6 +21,19 @@ TEST_P(Dispatch, ChoicesAreSortedByExpertAndThenByToken) {
     }
 }
 
+// A GPU sorts in pieces of 1024 choices, few of them otherwise than many.
+TEST_P(Dispatch, ManyChoicesAreSortedAsFewAre) {
+    struct Shape {
+        int64_t n, k, experts;
+    };
+    for (const auto& [n, k, experts] : {Shape{171, 6, 64}, {683, 6, 256}, {1024, 8, 64}, {1025, 8, 64}, {2100, 6, 160}}) {
+        const Pair indices = choices(n, k, experts), bounds = empty({experts + 1}, DType::kI32);
+        const Pair source = empty({n * k}, DType::kI32), slot = empty({n, k}, DType::kI32);
+        run([&](Ops& o, Side at) { o.sort_by_expert(at(bounds), at(source), at(slot), at(indices)); });
+        for (const Pair& x : {bounds, source, slot}) expect_equal(x);
+    }
+}
+
 TEST_P(Dispatch, CombineWeighsTheExpertsAnswersAndBackwardMirrorsIt) {
     for (int i = 0; i < kCases; ++i) {
         const int64_t n = rows(), k = integer(1, 8), d = width(), m = n * k;

@@ -140,5 +140,40 @@ TEST_P(Memory, RowsAreScatteredRoundedToTheCachesType) {
     }
 }
 
+// Where rows are many a GPU moves several pieces of one at a time.
+TEST_P(Memory, ManyRowsAreGatheredAndScattered) {
+    constexpr int64_t kRows = 700, kTable = 900, kWidth = 64;
+    const Pair x = random({kTable, kWidth}, 1, 0, DType::kF32, true), y = empty({kRows, kWidth}), z = empty({kTable, kWidth});
+    const Pair rows = ints({kRows}, distinct(kRows, kTable));
+    run([&](Ops& o, Side at) {
+        o.gather_rows(at(y), at(x), at(rows));
+        o.fill(at(z), 1);
+        o.scatter_rows(at(z), at(y), at(rows));
+    });
+    expect_equal(y);
+    expect_equal(z);
+}
+
+TEST_P(Memory, WhatGoesSideBySideIsDoneBeforeWhatFollowsAndAfterWhatCameFirst) {
+    for (int i = 0; i < kCases; ++i) {
+        const int64_t n = integer(1, 300), d = integer(1, 70);
+        const Pair x = random({n, d}), a = empty({n, d}), b = empty({n, d}), c = empty({n, d}), y = empty({n, d});
+        run([&](Ops& o, Side at) {
+            o.add(at(y), at(x), at(x));
+            o.side_by_side(
+                [&] {
+                    o.add(at(a), at(y), at(x));
+                    o.side_by_side([&] { o.add(at(a), at(a), at(y)); }, [&] { o.copy(at(c), at(y)); });
+                },
+                [&] {
+                    for (int k = 0; k < 4; ++k) o.add(at(b), k == 0 ? at(y) : at(b), at(x));
+                });
+            o.add(at(y), at(a), at(b));
+            o.add(at(y), at(y), at(c));
+        });
+        expect_close(y);
+    }
+}
+
 }  // namespace
 }  // namespace fathom
