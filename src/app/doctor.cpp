@@ -113,6 +113,7 @@ void add_bench(std::vector<Fact>& facts, const Globals& globals) {
     };
     of_cpus_that_have_it("bf16 pairs", "bf16_flops_per_second", roofline.bf16_flops_per_second);
     of_cpus_that_have_it("int8 fours", "int8_ops_per_second", roofline.int8_ops_per_second);
+    of_cpus_that_have_it("fp16 multiply-add", "fp16_flops_per_second", roofline.fp16_flops_per_second);
     of_cpus_that_have_it("bf16 tiles", "bf16_tile_flops_per_second", roofline.bf16_tile_flops_per_second);
     of_cpus_that_have_it("int8 tiles", "int8_tile_ops_per_second", roofline.int8_tile_ops_per_second);
 }

@@ -15,8 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kFeatures[] = {"avx2",     "fma",         "f16c",        "avx512f",  "avx512bw", "avx512dq",
-                                     "avx512vl", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"};
+constexpr const char* kFeatures[] = {"avx2",     "fma",      "f16c",        "avx512f",     "avx512bw",
+                                     "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+                                     "amx_tile", "amx_bf16", "amx_int8"};
 
 // Files of /proc and /sys have no size, so they cannot be mapped; a missing one reads as empty.
 std::string read_system_file(const fs::path& path) {

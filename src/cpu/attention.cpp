@@ -92,7 +92,7 @@ void CpuOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, cons
     const auto tiles = static_cast<int64_t>(pieces.size()), count = tiles * q.dim(1);
     if (count == 0) return;
     const bool pairs =
-        (isa_ == Isa::kAvx512Bf16 || (isa_ == Isa::kAmx && bf16_pairs_pay())) && has_paired_attention(task_of(pieces[0], 0));
+        (isa_ == Isa::kAvx512Bf16 || (has_tiles(isa_) && bf16_pairs_pay())) && has_paired_attention(task_of(pieces[0], 0));
     const AttentionKernels& kernels = pairs ? attention_kernels_pairs() : attention_kernels_of(isa_);
     // Head by head, so that its keys and values stay in a cache. The longest tiles of a sequence come last in `pieces`, so
     // tasks run backwards: short ones fill the gaps at the end.

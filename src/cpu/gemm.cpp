@@ -30,7 +30,14 @@ TileSize tile_size(const GemmProduct& p, int64_t cost) {
     return tile;
 }
 
-bool in_pairs(const GemmProduct& p, Isa isa) { return has_pairs(isa) && p.b.panels && p.b.dtype == DType::kBF16 && p.k > 0; }
+using MultiplyTile = void (*)(const GemmTile& tile, float* scratch);
+
+MultiplyTile kernel_of(const GemmProduct& p, Isa isa) {
+    const bool panels = p.b.panels && p.k > 0;
+    if (panels && p.b.dtype == DType::kBF16 && has_pairs(isa)) return has_tiles(isa) ? gemm_tile_amx : gemm_tile_pairs_avx512;
+    if (panels && p.b.dtype == DType::kF16 && isa == Isa::kAvx512Fp16) return gemm_tile_fp16_avx512;
+    return has_avx512(isa) ? gemm_tile_avx512 : gemm_tile_avx2;
+}
 
 }  // namespace
 
@@ -52,13 +59,11 @@ std::vector<GemmTile> plan_gemm(std::span<const GemmProduct> products, int threa
 
 void run_gemm(std::span<const GemmProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch) {
     const std::vector<GemmTile> tiles = plan_gemm(products, pool.size());
-    const auto numbers = has_avx512(isa) ? gemm_tile_avx512 : gemm_tile_avx2;
-    const auto pairs = isa == Isa::kAmx ? gemm_tile_amx : gemm_tile_pairs_avx512;
     pool.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end, int thread) {
         auto* const memory = scratch.of_thread<float>(thread, GemmBlocking::kScratchFloats);
         for (int64_t i = begin; i < end; ++i) {
             const GemmTile& tile = tiles[static_cast<size_t>(i)];
-            (in_pairs(*tile.product, isa) ? pairs : numbers)(tile, memory);
+            kernel_of(*tile.product, isa)(tile, memory);
         }
     });
 }

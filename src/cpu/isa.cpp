@@ -21,7 +21,7 @@ bool may_use_tiles() {
 }  // namespace
 
 std::string_view name_of(Isa isa) {
-    constexpr std::string_view kNames[] = {"avx2", "avx-vnni", "avx512", "avx512-bf16", "amx"};
+    constexpr std::string_view kNames[] = {"avx2", "avx-vnni", "avx512", "avx512-fp16", "avx512-bf16", "amx-bf16", "amx"};
     return kNames[static_cast<size_t>(isa)];
 }
 
@@ -32,6 +32,7 @@ bool supports(Isa isa) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (isa == Isa::kAvx512) return avx512;
+    if (isa == Isa::kAvx512Fp16) return avx512 && __builtin_cpu_supports("avx512fp16");
     const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     if (isa == Isa::kAvx512Bf16) return bf16;
     return bf16 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("amx-tile") &&
@@ -47,6 +48,7 @@ Isa choose_isa() {
     const char* const wish = std::getenv("FATHOM_CPU_ISA");
     if (wish == nullptr || *wish == '\0') {
         if (!supports(Isa::kAvx512)) return Isa::kAvx2;
+        if (supports(Isa::kAmxBf16) && bf16_tiles_pay()) return Isa::kAmxBf16;
         return supports(Isa::kAvx512Bf16) && bf16_pairs_pay() ? Isa::kAvx512Bf16 : Isa::kAvx512;
     }
     for (const Isa isa : kEveryIsa) {
@@ -56,7 +58,9 @@ Isa choose_isa() {
                         fmt::format("FATHOM_CPU_ISA={}: this CPU does not have it; unset the variable", wish));
         return isa;
     }
-    throw Error(ErrorKind::kUsage, fmt::format("FATHOM_CPU_ISA={}: expected avx2, avx-vnni, avx512, avx512-bf16 or amx", wish));
+    throw Error(
+        ErrorKind::kUsage,
+        fmt::format("FATHOM_CPU_ISA={}: expected avx2, avx-vnni, avx512, avx512-fp16, avx512-bf16, amx-bf16 or amx", wish));
 }
 
 }  // namespace fathom

@@ -8,7 +8,8 @@ namespace {
 constexpr int64_t kFewRows = 12;  // vpdpbusd needs no unpacked panels for them, and gives the same bits
 
 void multiply(const PanelTile& tile, uint8_t* scratch) {
-    if (tile.rows <= kFewRows) return quant_kernels_vnni_avx512().multiply(tile, scratch);
+    if (tile.rows <= kFewRows || !AmxQuant<AmxTiles>::multiplies(tile.type))
+        return quant_kernels_vnni_avx512().multiply(tile, scratch);
     AmxQuant<AmxTiles>::multiply(tile, scratch);
 }
 

@@ -16,8 +16,8 @@ constexpr int64_t kChunk = int64_t{1} << 20;                                    
 constexpr int kRounds = 7;
 constexpr int64_t kMultiplyAdds = 2'000'000;  // rounds per chunk: about 10 ms
 
-constexpr int64_t kShort = 20'000;  // rounds of a comparison: about 0.1 ms
-constexpr double kWorth = 1.2;      // how much faster pairs of bf16 must be
+constexpr int64_t kShort = 20'000;  // rounds of f32 in a comparison: about 0.1 ms
+constexpr double kWorth = 1.2;      // how much faster products of bf16 must be
 
 // The shortest of kRounds runs, in seconds.
 template <class Work>
@@ -29,6 +29,23 @@ double best_seconds(Work&& work) {
         best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     return best;
+}
+
+// Is `loop` kWorth times as fast as f32?
+bool pays(const ProductLoop& loop) {
+    std::atomic<float> sink{0};
+    const ProductLoop loops[] = {loop, roofline_kernels_avx512().multiply_add};
+    double rates[2] = {};
+    for (int round = 0; round < kRounds; ++round)  // in turn, so that a disturbance meets both
+        for (const size_t i : {0, 1}) {
+            const int64_t rounds =
+                std::max(kShort * loops[1].operations_per_round / loops[i].operations_per_round, kShort / 20);
+            const auto start = std::chrono::steady_clock::now();
+            sink.store(loops[i].run(rounds), std::memory_order_relaxed);
+            const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            rates[i] = std::max(rates[i], static_cast<double>(rounds * loops[i].operations_per_round) / seconds);
+        }
+    return rates[0] > kWorth * rates[1];
 }
 
 }  // namespace
@@ -63,6 +80,7 @@ Roofline measure_roofline(ThreadPool& threads) {
     if (supports(Isa::kAvx512Bf16)) result.bf16_flops_per_second = rate_of(bf16_loop_avx512());
     if (supports(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni"))
         result.int8_ops_per_second = rate_of(int8_loop_avx512());
+    if (supports(Isa::kAvx512Fp16)) result.fp16_flops_per_second = rate_of(fp16_loop_avx512());
     if (supports(Isa::kAmx)) {
         result.bf16_tile_flops_per_second = rate_of(bf16_loop_amx(), kMultiplyAdds / 10);
         result.int8_tile_ops_per_second = rate_of(int8_loop_amx(), kMultiplyAdds / 10);
@@ -71,19 +89,12 @@ Roofline measure_roofline(ThreadPool& threads) {
 }
 
 bool bf16_pairs_pay() {
-    static const bool kPay = [] {
-        std::atomic<float> sink{0};
-        const ProductLoop loops[] = {bf16_loop_avx512(), roofline_kernels_avx512().multiply_add};
-        double rates[2] = {};
-        for (int round = 0; round < kRounds; ++round)  // in turn, so that a disturbance meets both
-            for (const size_t i : {0, 1}) {
-                const auto start = std::chrono::steady_clock::now();
-                sink.store(loops[i].run(kShort), std::memory_order_relaxed);
-                const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-                rates[i] = std::max(rates[i], static_cast<double>(kShort * loops[i].operations_per_round) / seconds);
-            }
-        return rates[0] > kWorth * rates[1];
-    }();
+    static const bool kPay = pays(bf16_loop_avx512());
+    return kPay;
+}
+
+bool bf16_tiles_pay() {
+    static const bool kPay = pays(bf16_loop_amx());
     return kPay;
 }
 

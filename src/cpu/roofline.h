@@ -12,6 +12,7 @@ struct Roofline {
     double f32_flops_per_second = 0;        // fused multiply-adds counted as two, from registers
     double bf16_flops_per_second = 0;       // the same of pairs of bf16 (vdpbf16ps); 0: the CPU has none
     double int8_ops_per_second = 0;         // the same of fours of bytes (vpdpbusd of 512 bits); 0: the CPU has none
+    double fp16_flops_per_second = 0;       // the same of halves (vfmadd..ph); 0: the CPU has none
     double bf16_tile_flops_per_second = 0;  // the same of whole tiles (tdpbf16ps); 0: the CPU has none
     double int8_tile_ops_per_second = 0;    // the same of whole tiles (tdpbssd)
 };
@@ -22,6 +23,7 @@ struct Roofline {
 // Are products of pairs of bf16 faster than f32 on this machine? Twice as fast on some CPUs that have them, half as fast on
 // others. Measured once in a process, on the caller's thread, in about a millisecond. Wants Isa::kAvx512Bf16 to be supported.
 [[nodiscard]] bool bf16_pairs_pay();
+[[nodiscard]] bool bf16_tiles_pay();  // the same of tiles, and Isa::kAmxBf16
 
 // A loop of independent chains in registers; its result keeps it from being removed.
 struct ProductLoop {
@@ -30,6 +32,7 @@ struct ProductLoop {
 };
 [[nodiscard]] ProductLoop bf16_loop_avx512();
 [[nodiscard]] ProductLoop int8_loop_avx512();
+[[nodiscard]] ProductLoop fp16_loop_avx512();
 [[nodiscard]] ProductLoop bf16_loop_amx();
 [[nodiscard]] ProductLoop int8_loop_amx();
 

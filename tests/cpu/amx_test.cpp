@@ -1,5 +1,5 @@
 // Kernels of AMX on emulated tiles, which any CPU with AVX512-BF16 runs, and on tiles where the CPU has them. Whole products by
-// CpuOps of Isa::kAmx are in gemm_pairs_test.cpp and quant_matmul_test.cpp.
+// CpuOps of Isa::kAmxBf16 and kAmx are in gemm_pairs_test.cpp and quant_matmul_test.cpp.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -120,6 +120,7 @@ TYPED_TEST(Amx, Int8HasTheBitsOfOtherInstructionSets) {
     const QuantKernels& avx2 = quant_kernels_avx2();
     for (int i = static_cast<int>(BlockType::kQ40); i <= static_cast<int>(BlockType::kMxfp4); ++i) {
         const auto type = static_cast<BlockType>(i);
+        if (!AmxQuant<TypeParam>::multiplies(type)) continue;
         const PanelTraits traits = panel_traits(type);
         for (const auto& [rows, steps, panels] :
              {std::array<int64_t, 3>{1, 8, 1}, {13, 40, 2}, {16, 32, 1}, {300, 8, 1}, {33, 72, 3}}) {

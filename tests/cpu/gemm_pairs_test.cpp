@@ -154,7 +154,8 @@ TEST_P(Pairs, ByTheTransposeAreWithinTheRoundingOfBothFactors) {
         }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, Pairs, testing::Combine(testing::Values(Isa::kAvx512Bf16, Isa::kAmx), testing::Values(1, 3)));
+INSTANTIATE_TEST_SUITE_P(Isas, Pairs,
+                         testing::Combine(testing::Values(Isa::kAvx512Bf16, Isa::kAmxBf16), testing::Values(1, 3)));
 
 }  // namespace
 }  // namespace fathom
