@@ -51,6 +51,8 @@ public:
     void matmul(const Tensor& y, const Tensor& x, const Weight& w) override;
     void matmul_dgrad(const Tensor& dx, const Tensor& dy, const Weight& w) override;
     void matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) override;
+    void first_matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) override;
+    void first_grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) override;
     void grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) override;
     void grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) override;
     void grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) override;

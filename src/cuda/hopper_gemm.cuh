@@ -145,6 +145,7 @@ __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int ran
     };
     while (schedule.next(tile)) {
         float sums[kTileN / 2];
+        if (kRaggedK && tile.k_blocks == 0) clear_registers(sums);
         int previous = -1;
         for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
             const uint32_t a = stages + ring.stage * Sizes::kStageBytes, b = a + kBoxesA * kBox;
@@ -162,7 +163,7 @@ __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int ran
         }
         wgmma_wait<0>();
         pin_registers(sums);
-        release(previous);
+        if (previous >= 0) release(previous);
 
         const int row = tile.m + warpgroup * 64 + (warp % 4) * 16;
         const int rows = (kRaggedK ? p.m : tile.last_row - tile.first_row) - row;

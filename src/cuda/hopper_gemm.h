@@ -40,7 +40,7 @@ void narrow_matmul(void* y, Output type, const void* x, const void* w, const Gro
 // dx = dy w[g]: dx [rows, in] (bf16 or f32), dy [rows, out], w [groups][out, in].
 void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const GroupedGemm& g, cudaStream_t stream);
 // dw[g] += dy^T x over the group's rows: dw [groups][out, in] f32, dy [rows, out], x [rows, in]. Without `accumulate` = takes
-// the place of +=, and groups without rows are left as they were.
+// the place of +=, and groups without rows become 0.
 void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, bool accumulate, cudaStream_t stream);
 
 // The same product in FP8 by the V3 recipe (V3 3.3): x, w are e4m3 codes with f32 factors, of x per row and 128 channels, of w

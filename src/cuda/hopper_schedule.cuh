@@ -106,7 +106,8 @@ __device__ void plan_groups(GroupPlan& plan, const GemmParams& p) {
             const int rows = (p.row_groups() ? p.first_row(g + 1) : p.rows) - first;
             plan.row[g] = first;
             if (g + 1 == p.groups) plan.row[g + 1] = first + rows;
-            units = rows > 0 ? Sched::units_m(p, kRaggedK ? p.m : rows) * Sched::units_n(p) : 0;
+            const bool cleared = kRaggedK && !p.accumulate;  // a group without rows is
+            units = rows > 0 || cleared ? Sched::units_m(p, kRaggedK ? p.m : rows) * Sched::units_n(p) : 0;
         }
 #pragma unroll
         for (int step = 1; step < kWarp; step *= 2) {

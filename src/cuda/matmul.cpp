@@ -83,6 +83,14 @@ Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tenso
     return p;
 }
 
+Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets,
+                       std::string_view what) {
+    Product p = into_gradients(dw, dy, x, what);
+    check_offsets(offsets, dw.size(), what);
+    p.offsets = offsets.as<int32_t>();
+    return p;
+}
+
 void put(GroupTable& table, size_t at, const Weight& w) {
     table.matrix[at] = w.codes.data;
     table.row[at] = w.codes.stride[0];
@@ -114,8 +122,17 @@ struct Plan {
     [[nodiscard]] int64_t partials(const Product& p) const { return splits > 1 ? splits * p.m * p.n : 0; }
 };
 
+// Where nothing is to be added to, but the kernels add.
+void clear_gradients(cudaStream_t stream, const Product& p, const GroupTable& table) {
+    for (int g = 0; g < p.groups; ++g)
+        check_cuda(cudaMemset2DAsync(table.matrix[g], static_cast<size_t>(4 * table.row[g]), 0, static_cast<size_t>(4 * p.n),
+                                     static_cast<size_t>(p.m), stream),
+                   "clearing gradients");
+}
+
 void run_planned(const Where& where, const char* op, const Plan& plan, const Product& p, const GroupTable& table,
                  float* partial) {
+    if (p.first && (!plan.hopper || plan.splits > 1)) clear_gradients(where.stream, p, table);
     if (plan.few) {
         run_few_rows(where.stream, op, p, table, where.constant_weights);
     } else if (plan.hopper) {
@@ -165,11 +182,13 @@ void run_halves(const Where& where, const char* op, const Product& p, const Grou
     run_planned(where, op, plan, q, doubled, partial);
     if (!wgrad) return;
     q.a = halves + width;
+    q.first = false;
     run_planned(where, op, plan, q, doubled, partial);
 }
 
 void run_table(const Where& where, const char* op, const Product& p, const GroupTable& table) {
     if (p.m == 0 || p.n == 0) return;
+    if (p.first && p.k == 0) return clear_gradients(where.stream, p, table);
     if (!where.exact && suits_halves(p)) return run_halves(where, op, p, table);
     const Plan plan(where, p, table);
     float* partial = nullptr;
@@ -257,6 +276,13 @@ void CudaOps::matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) 
     cuda::run(where(), "matmul_wgrad", cuda::into_gradients(one, dy, x, "matmul_wgrad"), one);
 }
 
+void CudaOps::first_matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
+    const std::span one(&dw, 1);
+    cuda::Product p = cuda::into_gradients(one, dy, x, "first_matmul_wgrad");
+    p.first = true;
+    cuda::run(where(), "first_matmul_wgrad", p, one);
+}
+
 void CudaOps::grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) {
     if (cuda::run_in_fp8(where(), "grouped_matmul", cuda::ProductForm::kForward, {y, x, w, offsets})) return;
     if (!cuda::is_coded(w)) return cuda::by_expert(where(), "grouped_matmul", cuda::ProductForm::kForward, y, x, w, offsets);
@@ -278,10 +304,13 @@ void CudaOps::grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const 
 }
 
 void CudaOps::grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
-    cuda::Product p = cuda::into_gradients(dw, dy, x, "grouped_wgrad");
-    cuda::check_offsets(offsets, dw.size(), "grouped_wgrad");
-    p.offsets = offsets.as<int32_t>();
-    cuda::run(where(), "grouped_wgrad", p, dw);
+    cuda::run(where(), "grouped_wgrad", cuda::into_gradients(dw, dy, x, offsets, "grouped_wgrad"), dw);
+}
+
+void CudaOps::first_grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
+    cuda::Product p = cuda::into_gradients(dw, dy, x, offsets, "first_grouped_wgrad");
+    p.first = true;
+    cuda::run(where(), "first_grouped_wgrad", p, dw);
 }
 
 void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {

@@ -82,7 +82,7 @@ void run_hopper_product(cudaStream_t stream, const Product& p, const GroupTable&
             g.w_group = p.m * p.n;
             out = partial;
         }
-        return hopper::grouped_wgrad(out, p.a, p.b, g, splits == 1, stream);
+        return hopper::grouped_wgrad(out, p.a, p.b, g, splits == 1 && !p.first, stream);
     }
     const bool forward = p.form == ProductForm::kForward;
     g.rows = p.m;

@@ -38,6 +38,7 @@ struct Product {
     const int32_t* offsets = nullptr;
     int groups = 1;
     int64_t a_group = 0, c_group = 0;  // heads: how far apart A and C of neighbouring groups are
+    bool first = false;                // wgrad: = in place of +=
 };
 
 // Where products run, and whether only the exact definition will do.

@@ -151,7 +151,7 @@ void DeepSeek::backward(Context& cx, const Tensor& dhidden, const Saved& saved) 
         layers_[i].forward(cx, cx.empty({dx.dim(0), dx.dim(1)}), saved.x[i], saved.batch, nullptr, &block);
         layers_[i].backward(cx, dx, dx, saved.batch, block);
     }
-    cx.ops.gather_rows_backward(embed_tokens_.weight.grad, dx, saved.batch.tokens);
+    cx.ops.gather_rows_backward(summed_gradient(cx.ops, embed_tokens_.weight), dx, saved.batch.tokens);
 }
 
 Tensor DeepSeek::mtp_forward(Context& cx, int64_t depth, const Tensor& hidden, const Tensor& tokens_ahead, const Batch& batch,
@@ -194,7 +194,7 @@ void DeepSeek::mtp_loss_and_gradient(Context& cx, const Tensor& loss, const Tens
     for (size_t k = mtp_.size(); k-- > 0;) {
         const Tensor din = cx.empty({n, d});
         mtp_[k].backward(cx, din, dembedding, doutput[k], dnext, saved.batch, saved.mtp[k]);
-        cx.ops.gather_rows_backward(embed_tokens_.weight.grad, dembedding, tokens_ahead[k]);
+        cx.ops.gather_rows_backward(summed_gradient(cx.ops, embed_tokens_.weight), dembedding, tokens_ahead[k]);
         dnext = din;
     }
     if (dnext) cx.ops.add(dhidden, dhidden, dnext);

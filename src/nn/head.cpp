@@ -21,7 +21,7 @@ Tensor gradient_of(Context& cx, const Tensor& y) {
 }  // namespace
 
 void Head::logits_backward(Context& cx, const Tensor& dhidden, const Tensor& dlogits, const Tensor& hidden) const {
-    cx.ops.matmul_wgrad(lm_head_.weight.grad, dlogits, hidden);
+    add_gradient(cx, lm_head_.weight, dlogits, hidden);
     cx.ops.matmul_dgrad(dhidden, dlogits, lm_head_.weight.weight);
 }
 

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "nn/context.h"
+#include "nn/gradient.h"
 #include "nn/param.h"
 
 namespace fathom {
@@ -45,8 +46,8 @@ inline void linear_to(Context& cx, const Tensor& y, const Tensor& x, const Linea
 
 // dy [n, out], x [n, in] -> dx [n, in]; accumulates the gradients of weight and bias.
 [[nodiscard]] inline Tensor linear_backward(Context& cx, const Tensor& dy, const Tensor& x, const Linear& layer) {
-    if (layer.bias) cx.ops.add_bias_backward(layer.bias->grad, dy);
-    cx.ops.matmul_wgrad(layer.weight.grad, dy, x);
+    if (layer.bias) cx.ops.add_bias_backward(summed_gradient(cx.ops, *layer.bias), dy);
+    add_gradient(cx, layer.weight, dy, x);
     Tensor dx = cx.empty({x.dim(0), layer.weight.cols});
     cx.ops.matmul_dgrad(dx, dy, layer.weight.weight);
     return dx;
@@ -77,7 +78,7 @@ struct RmsNorm {
 
 [[nodiscard]] inline Tensor rms_norm_backward(Context& cx, const Tensor& dy, const Tensor& x, const RmsNorm& layer) {
     Tensor dx = cx.empty({x.dim(0), x.dim(1)});
-    cx.ops.rms_norm_backward(dx, layer.weight.grad, dy, x, layer.weight.vector(), layer.eps);
+    cx.ops.rms_norm_backward(dx, summed_gradient(cx.ops, layer.weight), dy, x, layer.weight.vector(), layer.eps);
     return dx;
 }
 

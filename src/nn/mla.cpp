@@ -210,7 +210,7 @@ Tensor Mla::backward(Context& cx, const Tensor& dy, const Batch& batch, const Sa
     }
     rotate(cx, dkv_a.view({n, 1, width}), dkv_a.view({n, 1, width}), batch.rope, true);
     const Tensor dc_kv = linear_backward(cx, dkv.view({n, h * (d_n + d_v)}), c_kv, wkv_b_);
-    cx.ops.rms_norm_backward(dkv_a.slice(1, 0, c), kv_norm_.weight.grad, dc_kv, saved.kv_a.slice(1, 0, c),
+    cx.ops.rms_norm_backward(dkv_a.slice(1, 0, c), summed_gradient(cx.ops, kv_norm_.weight), dc_kv, saved.kv_a.slice(1, 0, c),
                              kv_norm_.weight.vector(), kv_norm_.eps);
 
     const Tensor dx = linear_backward(cx, dkv_a, saved.x, wkv_a_);

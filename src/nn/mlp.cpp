@@ -36,7 +36,10 @@ Tensor Mlp::backward(Context& cx, const Tensor& dy, const Batch& /*batch*/, cons
     const Tensor dgate = dboth.slice(1, 0, width), dup = dboth.slice(1, width, 2 * width);
     cx.ops.swiglu_backward(dgate, dup, dhidden, saved.gate, saved.up);
     if (const Stacked one = stacked({gate_.weight}, {up_.weight})) {
-        cx.ops.matmul_wgrad(one.grads[0], dboth, saved.x);
+        if (take_zeros(cx.ops, {&gate_.weight, &up_.weight}))
+            cx.ops.first_matmul_wgrad(one.grads[0], dboth, saved.x);
+        else
+            cx.ops.matmul_wgrad(one.grads[0], dboth, saved.x);
         const Tensor dx = cx.empty({n, saved.x.dim(1)});
         cx.ops.matmul_dgrad(dx, dboth, one.weights[0]);
         return dx;

@@ -1,5 +1,6 @@
 #include "nn/moe.h"
 
+#include <initializer_list>
 #include <string>
 #include <utility>
 
@@ -21,6 +22,18 @@ std::vector<Tensor> grads_of(const std::vector<Param>& experts) {
     return grads;
 }
 
+// grads += dy^T x by expert; grads are those of `params`, of which two may lie in one.
+void add_gradients(Context& cx, const std::vector<Tensor>& grads, std::initializer_list<const std::vector<Param>*> params,
+                   const Tensor& dy, const Tensor& x, const Tensor& offsets) {
+    std::vector<const Param*> all;
+    for (const std::vector<Param>* some : params)
+        for (const Param& param : *some) all.push_back(&param);
+    if (take_zeros(cx.ops, all))
+        cx.ops.first_grouped_wgrad(grads, dy, x, offsets);
+    else
+        cx.ops.grouped_wgrad(grads, dy, x, offsets);
+}
+
 // linear() over rows grouped by expert. x [m, in] -> [m, out].
 Tensor experts(Context& cx, const Tensor& x, const std::vector<Param>& w, const Tensor& offsets, bool keep) {
     Tensor y = cx.empty({x.dim(0), w[0].rows}, keep);
@@ -29,7 +42,7 @@ Tensor experts(Context& cx, const Tensor& x, const std::vector<Param>& w, const 
 }
 
 Tensor experts_backward(Context& cx, const Tensor& dy, const Tensor& x, const std::vector<Param>& w, const Tensor& offsets) {
-    cx.ops.grouped_wgrad(grads_of(w), dy, x, offsets);
+    add_gradients(cx, grads_of(w), {&w}, dy, x, offsets);
     Tensor dx = cx.empty({x.dim(0), w[0].cols});
     cx.ops.grouped_dgrad(dx, dy, weights_of(w), offsets);
     return dx;
@@ -59,7 +72,7 @@ Tensor gates_and_ups(Context& cx, const Tensor& x, const std::vector<Param>& gat
 Tensor gates_and_ups_backward(Context& cx, const Tensor& dboth, const Tensor& x, const std::vector<Param>& gates,
                               const std::vector<Param>& ups, const Tensor& offsets) {
     if (const Stacked one = stacked(gates, ups)) {
-        cx.ops.grouped_wgrad(one.grads, dboth, x, offsets);
+        add_gradients(cx, one.grads, {&gates, &ups}, dboth, x, offsets);
         Tensor dx = cx.empty({x.dim(0), x.dim(1)});
         cx.ops.grouped_dgrad(dx, dboth, one.weights, offsets);
         return dx;

@@ -40,10 +40,10 @@ void Mtp::backward(Context& cx, const Tensor& dhidden, const Tensor& dembedding,
     if (dnext) cx.ops.add(dy, dy, dnext);
     block_.backward(cx, dy, dy, batch, saved.block);
     const Tensor djoined = linear_backward(cx, dy, saved.joined, eh_proj_);
-    cx.ops.rms_norm_backward(dembedding, enorm_.weight.grad, djoined.slice(1, 0, d), saved.embedding, enorm_.weight.vector(),
-                             enorm_.eps);
-    cx.ops.rms_norm_backward(dhidden, hnorm_.weight.grad, djoined.slice(1, d, 2 * d), saved.hidden, hnorm_.weight.vector(),
-                             hnorm_.eps);
+    cx.ops.rms_norm_backward(dembedding, summed_gradient(cx.ops, enorm_.weight), djoined.slice(1, 0, d), saved.embedding,
+                             enorm_.weight.vector(), enorm_.eps);
+    cx.ops.rms_norm_backward(dhidden, summed_gradient(cx.ops, hnorm_.weight), djoined.slice(1, d, 2 * d), saved.hidden,
+                             hnorm_.weight.vector(), hnorm_.eps);
 }
 
 }  // namespace fathom

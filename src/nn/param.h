@@ -24,11 +24,12 @@ struct Param {
     int64_t cols = 0;  // in_features; 0 for a vector
     Weight weight;     // what the layer computes with; bound by whoever owns the memory (a checkpoint's map, the trainer)
     Tensor grad;       // same shape, f32 (the compute type in tests); absent outside training
+    mutable bool grad_is_zero = false;  // whatever its memory holds: what comes first takes its place (nn/gradient.h)
 
-    [[nodiscard]] static Param matrix(int64_t out, int64_t in) { return {ParamKind::kMatrix, out, in, {}, {}}; }
-    [[nodiscard]] static Param norm(int64_t d) { return {ParamKind::kNorm, d, 0, {}, {}}; }
-    [[nodiscard]] static Param bias(int64_t d) { return {ParamKind::kBias, d, 0, {}, {}}; }
-    [[nodiscard]] static Param router_bias(int64_t experts) { return {ParamKind::kRouterBias, experts, 0, {}, {}}; }
+    [[nodiscard]] static Param matrix(int64_t out, int64_t in) { return {ParamKind::kMatrix, out, in, {}, {}, false}; }
+    [[nodiscard]] static Param norm(int64_t d) { return {ParamKind::kNorm, d, 0, {}, {}, false}; }
+    [[nodiscard]] static Param bias(int64_t d) { return {ParamKind::kBias, d, 0, {}, {}, false}; }
+    [[nodiscard]] static Param router_bias(int64_t experts) { return {ParamKind::kRouterBias, experts, 0, {}, {}, false}; }
 
     [[nodiscard]] bool is_matrix() const { return kind == ParamKind::kMatrix; }
     [[nodiscard]] bool trained() const { return kind != ParamKind::kRouterBias; }

@@ -146,6 +146,15 @@ public:
     virtual void grouped_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w, const Tensor& offsets) = 0;
     virtual void grouped_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w, const Tensor& offsets) = 0;
     virtual void grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) = 0;
+    // The same with = in place of +=, for a batch's first gradient: nothing is read, experts without rows get 0.
+    virtual void first_matmul_wgrad(const Tensor& dw, const Tensor& dy, const Tensor& x) {
+        fill(dw, 0);
+        matmul_wgrad(dw, dy, x);
+    }
+    virtual void first_grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, const Tensor& x, const Tensor& offsets) {
+        for (const Tensor& gradient : dw) fill(gradient, 0);
+        grouped_wgrad(dw, dy, x, offsets);
+    }
     // Heads: y[:, j] = x[:, j] w_j^T: [n, h, out], [n, h, in], h x [out, in]; batched_dgrad: dx[:, j] = dy[:, j] w_j.
     virtual void batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) = 0;
     virtual void batched_dgrad(const Tensor& dx, const Tensor& dy, std::span<const Weight> w) = 0;

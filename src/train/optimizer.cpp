@@ -4,6 +4,7 @@
 
 #include "base/rng.h"
 #include "base/threads.h"
+#include "nn/gradient.h"
 
 namespace fathom {
 
@@ -90,10 +91,17 @@ void Optimizer::initialize(uint64_t seed, double std) {
 }
 
 void Optimizer::zero_gradients() {
-    for (const Group* group : {&decayed_, &undecayed_}) ops_.fill(group->grad, 0);
+    for (const State& state : states_) state.param->grad_is_zero = state.param->trained();
+}
+
+// Of parameters that no gradient has reached.
+void Optimizer::clear_marked_gradients() {
+    for (const State& state : states_)
+        if (state.param->trained()) (void)summed_gradient(ops_, *state.param);
 }
 
 double Optimizer::gradient_norm() {
+    clear_marked_gradients();
     ops_.fill(square_sum_, 0);
     for (const Group* group : {&decayed_, &undecayed_}) ops_.square_norm(square_sum_, group->grad);
     double sum = 0;
@@ -110,6 +118,7 @@ bool Optimizer::weights_finite() {
 }
 
 void Optimizer::step(const AdamWStep& rule) {
+    clear_marked_gradients();
     AdamWStep undecayed = rule;
     undecayed.weight_decay = 0;
     ops_.adamw(decayed_.param, decayed_.master, decayed_.m, decayed_.v, decayed_.grad, rule);

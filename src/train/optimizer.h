@@ -27,6 +27,7 @@ public:
     // parameter's place in the visitor's order alone.
     void initialize(uint64_t seed, double std);
 
+    // Marks all gradients as zero: what is added first takes the memory's place (nn/gradient.h).
     void zero_gradients();
     // sqrt(sum of squares) of all gradients.
     [[nodiscard]] double gradient_norm();
@@ -37,6 +38,7 @@ public:
 
     [[nodiscard]] std::vector<State>& states() { return states_; }
     // After masters were written from outside: parameters = masters in their own type.
+    void clear_marked_gradients();
     void masters_to_params();
     [[nodiscard]] int64_t bytes() const { return arena_.used(); }
 

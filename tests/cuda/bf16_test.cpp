@@ -63,11 +63,12 @@ TEST_P(Bf16, ProductsAreTheReferencesRounded) {
         const WeightPair w = matrix(out, in);
         const Pair x = activation({n, in}), dy = activation({n, out}), y = result({n, out}), dx = result({n, in});
         const Pair exact = empty({n, out}), dw = random({out, in}, 1, 0, DType::kF32, true);
+        const bool first = coin();  // = in place of +=
         run([&](Ops& o, Side at) {
             o.matmul(at(y), at(x), at(w));
             o.matmul(at(exact), at(x), at(w));
             o.matmul_dgrad(at(dx), at(dy), at(w));
-            o.matmul_wgrad(at(dw), at(dy), at(x));
+            first ? o.first_matmul_wgrad(at(dw), at(dy), at(x)) : o.matmul_wgrad(at(dw), at(dy), at(x));
         });
         expect_close(y);
         expect_close(exact, kF32Sums / tolerance(DType::kF32));
@@ -80,9 +81,10 @@ TEST_P(Bf16, ALongGradientSumIsSplitAndWhole) {
     const Pair dy = random({5000, 40}, 1, 0, DType::kBF16, true), x = random({5000, 72}, 1, 0, DType::kBF16, true);
     const Pair dw = random({40, 72}, 1, 0, DType::kF32, true), exact_dy = random({5000, 16}, 1, 0, DType::kF32, true);
     const Pair router = random({16, 72}, 1, 0, DType::kF32, true);
+    const bool first = coin();  // = in place of +=
     run([&](Ops& o, Side at) {
-        o.matmul_wgrad(at(dw), at(dy), at(x));
-        o.matmul_wgrad(at(router), at(exact_dy), at(x));
+        first ? o.first_matmul_wgrad(at(dw), at(dy), at(x)) : o.matmul_wgrad(at(dw), at(dy), at(x));
+        first ? o.first_matmul_wgrad(at(router), at(exact_dy), at(x)) : o.matmul_wgrad(at(router), at(exact_dy), at(x));
     });
     expect_close(dw, kF32Sums / tolerance(DType::kF32));
     expect_close(router, kF32Sums / tolerance(DType::kF32));
@@ -99,10 +101,12 @@ TEST_P(Bf16, GroupsMayBeEmptyOrHoldOneRow) {
         }
         const Pair bounds = offsets(m, experts), x = activation({m, in}), dy = activation({m, out});
         const Pair y = result({m, out}), dx = result({m, in});
+        const bool first = coin();  // = in place of +=
         run([&](Ops& o, Side at) {
             o.grouped_matmul(at(y), at(x), at(w), at(bounds));
             o.grouped_dgrad(at(dx), at(dy), at(w), at(bounds));
-            o.grouped_wgrad(at(dw), at(dy), at(x), at(bounds));
+            first ? o.first_grouped_wgrad(at(dw), at(dy), at(x), at(bounds))
+                  : o.grouped_wgrad(at(dw), at(dy), at(x), at(bounds));
         });
         expect_close(y);
         expect_close(dx);
@@ -223,11 +227,12 @@ TEST_P(Bf16Hopper, WideProductsAreTheReferencesRounded) {
         const Matrices m = matrices(1, out, in);
         const Pair x = packed({n, in}), dy = packed({n, out}), y = packed({n, out}), dx = packed({n, in});
         const Pair exact = packed({n, out}, DType::kF32);
+        const bool first = coin();  // = in place of +=
         run([&](Ops& o, Side at) {
             o.matmul(at(y), at(x), at(m.weights[0]));
             o.matmul(at(exact), at(x), at(m.weights[0]));
             o.matmul_dgrad(at(dx), at(dy), at(m.weights[0]));
-            o.matmul_wgrad(at(m.gradients[0]), at(dy), at(x));
+            first ? o.first_matmul_wgrad(at(m.gradients[0]), at(dy), at(x)) : o.matmul_wgrad(at(m.gradients[0]), at(dy), at(x));
         });
         expect_close(y);
         expect_close(exact, kF32Sums / tolerance(DType::kF32));
@@ -242,10 +247,12 @@ TEST_P(Bf16Hopper, ExpertsInARowMayBeEmptyOrHoldOneRow) {
         const Matrices all = matrices(experts, out, in);
         const Pair bounds = offsets(m, experts), x = packed({m, in}), dy = packed({m, out}), y = packed({m, out}),
                    dx = packed({m, in});
+        const bool first = coin();  // = in place of +=
         run([&](Ops& o, Side at) {
             o.grouped_matmul(at(y), at(x), at(all.weights), at(bounds));
             o.grouped_dgrad(at(dx), at(dy), at(all.weights), at(bounds));
-            o.grouped_wgrad(at(all.gradients), at(dy), at(x), at(bounds));
+            first ? o.first_grouped_wgrad(at(all.gradients), at(dy), at(x), at(bounds))
+                  : o.grouped_wgrad(at(all.gradients), at(dy), at(x), at(bounds));
         });
         expect_close(y);
         expect_close(dx);

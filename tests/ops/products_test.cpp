@@ -43,7 +43,10 @@ TEST_P(Products, WgradAccumulates) {
     for (int i = 0; i < kCases; ++i) {
         const int64_t n = rows(), in = width(), out = width();
         const Pair dy = random({n, out}), x = random({n, in}), dw = random({out, in}, 1, 0, DType::kF32, true);
-        run([&](Ops& o, Side at) { o.matmul_wgrad(at(dw), at(dy), at(x)); });
+        const bool first = coin();  // = in place of +=
+        run([&](Ops& o, Side at) {
+            first ? o.first_matmul_wgrad(at(dw), at(dy), at(x)) : o.matmul_wgrad(at(dw), at(dy), at(x));
+        });
         expect_close(dw, kLongSums);
     }
 }
@@ -60,10 +63,12 @@ TEST_P(Products, GroupsMayBeEmptyOrHoldOneRow) {
             }
             const Pair bounds = offsets(m, experts), x = random({m, in}), dy = random({m, out});
             const Pair y = empty({m, out}), dx = empty({m, in});
+            const bool first = coin();  // = in place of +=
             run([&](Ops& o, Side at) {
                 o.grouped_matmul(at(y), at(x), at(w), at(bounds));
                 o.grouped_dgrad(at(dx), at(dy), at(w), at(bounds));
-                o.grouped_wgrad(at(dw), at(dy), at(x), at(bounds));
+                first ? o.first_grouped_wgrad(at(dw), at(dy), at(x), at(bounds))
+                      : o.grouped_wgrad(at(dw), at(dy), at(x), at(bounds));
             });
             expect_close(y, kLongSums);
             expect_close(dx, kLongSums);

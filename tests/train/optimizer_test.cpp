@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "nn/gradient.h"
 #include "train/tiny_run.h"
 
 namespace fathom {
@@ -117,6 +118,37 @@ TEST(Optimizer, TheGradientNormIsThatOfAllTensorsTogether) {
     EXPECT_NEAR(bench.optimizer.gradient_norm(), std::sqrt(square), 1e-9);
     bench.optimizer.zero_gradients();
     EXPECT_EQ(bench.optimizer.gradient_norm(), 0);
+}
+
+TEST(Optimizer, WhatGradientsHeldBeforeTheyWereMarkedAsZeroIsForgotten) {
+    Bench bench(DType::kF32);
+    bench.make_gradients(1);
+    bench.optimizer.zero_gradients();
+    EXPECT_EQ(bench.optimizer.gradient_norm(), 0) << "nothing has reached any of them";
+    for (const Optimizer::State& state : bench.optimizer.states()) {
+        if (!state.param->trained()) continue;
+        EXPECT_FALSE(state.param->grad_is_zero);
+        for (const float g : values(state.param->grad)) ASSERT_EQ(g, 0) << state.name;
+    }
+}
+
+TEST(Optimizer, TheFirstProductTakesTheGradientsPlaceAndTheSecondIsAdded) {
+    Bench bench(DType::kF32);
+    bench.make_gradients(1);
+    bench.optimizer.zero_gradients();
+    Arena arena("test");
+    Context cx{bench.ops, arena, arena, {}};
+    for (const Optimizer::State& state : bench.optimizer.states()) {
+        if (!state.param->is_matrix()) continue;
+        const Tensor dy = arena.allocate(DType::kF32, {2, state.param->rows}),
+                     x = arena.allocate(DType::kF32, {2, state.param->cols});
+        bench.ops.fill(dy, 0.5);
+        bench.ops.fill(x, 3);
+        for (const float expected : {3.0F, 6.0F}) {  // two rows of 0.5 * 3
+            add_gradient(cx, *state.param, dy, x);
+            for (const float g : values(state.param->grad)) ASSERT_EQ(g, expected) << state.name;
+        }
+    }
 }
 
 TEST(Optimizer, AWeightThatIsNotANumberIsSeen) {
