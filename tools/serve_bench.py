@@ -186,7 +186,7 @@ def main():
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--prefix", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=64, help="of the overload that the objectives are tried under")
-    parser.add_argument("--rounds", type=int, default=3, help="of the throughput")
+    parser.add_argument("--rounds", type=int, default=7, help="of the throughput")
     parser.add_argument("--only", choices=["prefix", "idle", "throughput", "streams", "tpot-slo", "ttft-slo"], nargs="+", help="these figures")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
