@@ -38,7 +38,6 @@ public:
 
     [[nodiscard]] std::vector<State>& states() { return states_; }
     // After masters were written from outside: parameters = masters in their own type.
-    void clear_marked_gradients();
     void masters_to_params();
     [[nodiscard]] int64_t bytes() const { return arena_.used(); }
 
@@ -59,6 +58,7 @@ private:
 
     [[nodiscard]] Group allocate_group(DeepSeek& model, DType dtype, bool decayed);
     void bind(DeepSeek& model);
+    void clear_marked_gradients();
     [[nodiscard]] static int64_t aligned_size(const Param& param);
     Tensor square_sum_;  // [1] f64
 };

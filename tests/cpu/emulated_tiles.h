@@ -68,31 +68,34 @@ struct EmulatedTiles {
         check(sum.rows == left.rows && sum.bytes == right.bytes && left.bytes == 4 * right.rows, "shapes of tiles do not fit");
     }
 
-    template <int Sum, int Left, int Right>
-    static void add_bf16() {
+    // Every number of the tile `Sum` = value(its place, what it was).
+    template <class T, int Sum, int Left, int Right, class Value>
+    static void update(const Value& value) {
         check_shapes(Sum, Left, Right);
         Tile& sum = tile(Sum);
         for (int64_t m = 0; m < sum.rows; ++m)
             for (int64_t n = 0; n < sum.bytes / 4; ++n) {
-                float chain[2] = {0, 0};
-                for (int64_t k = 0; k < tile(Right).rows; ++k)
-                    for (const int i : {0, 1})
-                        chain[i] = normal(std::fma(bf16(tile(Left), m, 2 * k + i), bf16(tile(Right), k, 2 * n + i), chain[i]));
-                const float result = normal(normal(number<float>(sum, m, n)) + normal(chain[0] + chain[1]));
+                const T result = value(m, n, number<T>(sum, m, n));
                 std::memcpy(sum.data[m] + 4 * n, &result, sizeof result);
             }
     }
     template <int Sum, int Left, int Right>
+    static void add_bf16() {
+        update<float, Sum, Left, Right>([](int64_t m, int64_t n, float sum) {
+            float chain[2] = {0, 0};
+            for (int64_t k = 0; k < tile(Right).rows; ++k)
+                for (const int i : {0, 1})
+                    chain[i] = normal(std::fma(bf16(tile(Left), m, 2 * k + i), bf16(tile(Right), k, 2 * n + i), chain[i]));
+            return normal(normal(sum) + normal(chain[0] + chain[1]));
+        });
+    }
+    template <int Sum, int Left, int Right>
     static void add_int8() {
-        check_shapes(Sum, Left, Right);
-        Tile& sum = tile(Sum);
-        for (int64_t m = 0; m < sum.rows; ++m)
-            for (int64_t n = 0; n < sum.bytes / 4; ++n) {
-                auto result = number<int32_t>(sum, m, n);
-                for (int64_t k = 0; k < 4 * tile(Right).rows; ++k)
-                    result += number<int8_t>(tile(Left), m, k) * number<int8_t>(tile(Right), k / 4, 4 * n + k % 4);
-                std::memcpy(sum.data[m] + 4 * n, &result, sizeof result);
-            }
+        update<int32_t, Sum, Left, Right>([](int64_t m, int64_t n, int32_t sum) {
+            for (int64_t k = 0; k < 4 * tile(Right).rows; ++k)
+                sum += number<int8_t>(tile(Left), m, k) * number<int8_t>(tile(Right), k / 4, 4 * n + k % 4);
+            return sum;
+        });
     }
 };
 
