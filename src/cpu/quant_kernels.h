@@ -56,9 +56,14 @@ struct QuantKernels {
 
 [[nodiscard]] const QuantKernels& quant_kernels_avx2();
 [[nodiscard]] const QuantKernels& quant_kernels_vnni_avx2();
-[[nodiscard]] const QuantKernels& quant_kernels_vnni_avx512();
+// fetch_ahead: few rows ask for a panel's bytes before they are met (same bits).
+[[nodiscard]] const QuantKernels& quant_kernels_vnni_avx512(bool fetch_ahead = false);
 [[nodiscard]] const QuantKernels& quant_kernels_amx();
 // The set for an instruction set: AVX-512 without VNNI uses the AVX2 one.
 [[nodiscard]] const QuantKernels& quant_kernels_of(Isa isa);
+
+// Does fetching ahead read panels faster from memory on this machine? Measured once in a process, on the caller's thread, in
+// some milliseconds. Wants AVX512-VNNI.
+[[nodiscard]] bool fetching_ahead_pays();
 
 }  // namespace fathom

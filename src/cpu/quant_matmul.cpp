@@ -207,7 +207,7 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
 
 const QuantKernels& quant_kernels_of(Isa isa) {
     if (isa == Isa::kAmx) return quant_kernels_amx();
-    if (has_avx512(isa) && __builtin_cpu_supports("avx512vnni")) return quant_kernels_vnni_avx512();
+    if (has_avx512(isa) && __builtin_cpu_supports("avx512vnni")) return quant_kernels_vnni_avx512(fetching_ahead_pays());
     return isa == Isa::kAvxVnni ? quant_kernels_vnni_avx2() : quant_kernels_avx2();
 }
 

@@ -15,8 +15,11 @@ struct Evex {
     static __m256i dpbusd(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_epi32(sum, a, b); }
 };
 
-TEST(Lanes8, MultipliesWithVnniAsWithoutIt) {
-    if (!__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vnni")) GTEST_SKIP() << "no AVX512-VNNI";
+bool has_vnni() { return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
+
+// Every type and a few rows: `multiply` gives the bits of the AVX2 kernels.
+template <class Multiply>
+void expect_bits_of_avx2(const Multiply& multiply) {
     Tensors make(1);
     Arena arena("panels", Buffer::host, int64_t{1} << 20);
     const QuantKernels& avx2 = quant_kernels_avx2();
@@ -37,12 +40,22 @@ TEST(Lanes8, MultipliesWithVnniAsWithoutIt) {
                          scratch = make.empty(DType::kU8, {panel_scratch_bytes(traits, steps)});
             PanelTile tile{type, codes.as<uint8_t>(), codes.stride[0], steps, panels, q.as<int8_t>(), factors.data(),
                            rows, y.as<float>(),       y.stride[0]};
-            Lanes8<DotVnni<Evex>>::multiply(tile, scratch.as<uint8_t>());
+            multiply(tile, scratch.as<uint8_t>());
             tile.y = expected.as<float>();
             avx2.multiply(tile, scratch.as<uint8_t>());
             EXPECT_EQ(bytes_of(y) == bytes_of(expected), true) << traits_of(type).name << ", " << rows << " rows";
         }
     }
+}
+
+TEST(Lanes8, MultipliesWithVnniAsWithoutIt) {
+    if (!has_vnni()) GTEST_SKIP() << "no AVX512-VNNI";
+    expect_bits_of_avx2(Lanes8<DotVnni<Evex>>::multiply);
+}
+
+TEST(QuantKernels, FetchingAheadChangesNoBit) {
+    if (!has_vnni()) GTEST_SKIP() << "no AVX512-VNNI";
+    for (const bool ahead : {false, true}) expect_bits_of_avx2(quant_kernels_vnni_avx512(ahead).multiply);
 }
 
 }  // namespace
