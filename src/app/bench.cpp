@@ -149,6 +149,7 @@ void declare(CLI::App& verb, BenchOptions& o) {
     number("--depth", o.depth, "tokens in the cache before the measured ones", text);
     number("--prompt-tokens", o.prompt_tokens, "prefill: new tokens of each prompt (0: 512); decode: added to --depth", text);
     number("--max-new-tokens", o.max_new_tokens, "decode: tokens per sequence and repetition; 0: 32", text);
+    number("--reading", o.reading, "decode: tokens of a new prompt that every step reads beside the answers", text);
     add_cache_type(verb, o.cache_type)->group(text);
     verb.add_option("--ram", o.ram,
                     "memory to use, as in 8G: routed experts that do not fit are read from the file when needed (CPU)")

@@ -84,13 +84,13 @@ private:
     [[nodiscard]] EngineOptions engine_options(const BenchOptions& options, Device& device, int64_t length) {
         EngineOptions result;
         result.threads = &device.threads();
-        result.cache_tokens = batch * (length + kSlack);
+        result.cache_tokens = batch * (length + kSlack) + 2 * (options.reading + kSlack);
         result.cache_type = cache_type(options);
         paged_ = model.page_experts(options, device.ops(), result.cache_tokens);
         if (paged_ != nullptr) result.experts = &paged_->cache();
         result.prefill_chunk = usual_batch_rows(device.ops());
-        result.max_batch_rows = std::max(result.prefill_chunk, batch);
-        result.max_sequences = batch;
+        result.max_batch_rows = std::max(result.prefill_chunk, batch + options.reading);
+        result.max_sequences = batch + (options.reading > 0 ? 1 : 0);
         if (counts_)
             result.on_routing = [this](std::span<const Routing> routing, std::span<const RequestRows>) { counter(routing); };
         return result;
@@ -122,20 +122,24 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
     }
     (void)run.run_prompts();
     run.count_paging();
+    const auto step = [&] {
+        if (options.reading > 0) run.add(random_tokens(random, options.reading, run.model.config().vocab_size), 1);
+        (void)run.engine.step();
+    };
 
     Measurement result{run.batch * steps, {}, {}, 0, 0, run.model.dtype(), run.model.parameters(), {}};
     double bytes = 0, keys = 0;
     const double cached = static_cast<double>(cache_bytes_per_token(run.model.config(), cache_type(options)));
     for (int64_t i = 0; i < options.repetitions; ++i) {
         between();
-        (void)run.engine.step();  // wakes the threads up and fills the caches again
+        step();  // wakes the threads up and fills the caches again
         (void)run.counter.take();
         const Stopwatch watch;
-        for (int64_t step = 0; step < steps; ++step) (void)run.engine.step();
+        for (int64_t done = 0; done < steps; ++done) step();
         watch.stop(result);
         const double length = static_cast<double>(prompt + 1 + i * (steps + 1)) + mean_keys(steps);
         keys += length / static_cast<double>(options.repetitions);
-        bytes += run.weight_bytes(steps, run.batch) + cached * length * static_cast<double>(result.tokens);
+        bytes += run.weight_bytes(steps, run.batch + options.reading) + cached * length * static_cast<double>(result.tokens);
     }
     result.paging = run.paging();
     result.bytes_per_token = bytes / static_cast<double>(options.repetitions * result.tokens);

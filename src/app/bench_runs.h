@@ -25,6 +25,7 @@ struct BenchOptions {
     int64_t prompt_tokens = 0;   // prefill: tokens measured per sequence
     int64_t depth = 0;           // tokens in the cache before the measured ones
     int64_t max_new_tokens = 0;  // decode: steps per repetition
+    int64_t reading = 0;         // decode: tokens of a new prompt that every step reads as well
     int64_t steps = 0;           // train: steps per repetition
     int64_t sequence_length = 0;
     bool recompute = false;
@@ -57,7 +58,8 @@ private:
 // Called before each repetition.
 using Between = std::function<void()>;
 
-// Greedy decoding of `batch` sequences that are `depth` tokens long, through the engine.
+// Greedy decoding of `batch` sequences that are `depth` tokens long, through the engine; beside them, as in a busy server, every
+// step may read the prompt of another, whose tokens are not counted.
 [[nodiscard]] Measurement bench_decode(const BenchOptions& options, Device& device, const Between& between);
 // `batch` prompts of `prompt_tokens` random tokens behind `depth` cached ones, until each has its first new token.
 [[nodiscard]] Measurement bench_prefill(const BenchOptions& options, Device& device, const Between& between);

@@ -146,7 +146,7 @@ void CudaOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, con
     if (q.dim(0) == 0) return;
     const cuda::AttentionSizes sizes{q.dim(0), k.dim(0), q.dim(1), spans.cu_q.dim(0) - 1};
     if (compute_ == DType::kBF16 && cuda::suits_hopper(p, sizes)) {
-        cuda::run_hopper_attention(lane_->stream, lane_->workspace, p, sizes);
+        cuda::run_hopper_attention(*lane_, p, sizes);
     } else if (compute_ == DType::kBF16 && cuda::suits_tensor_cores(p)) {
         cuda::run_tensor_attention(lane_->stream, p, q.dim(1), spans.cu_q.dim(0) - 1, spans.max_q);
     } else {
@@ -185,7 +185,7 @@ void CudaOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor&
         p.block = latents.dim(1);
         p.page = latents.stride[0];
         if (n > 0 && compute_ == DType::kBF16 && !deterministic_ && cuda::suits_hopper_latent(u, lse, q, latents, spans))
-            return cuda::run_hopper_latent(lane_->stream, lane_->workspace, u, lse, q, latents, spans, scale);
+            return cuda::run_hopper_latent(*lane_, u, lse, q, latents, spans, scale);
     } else {
         check_tensor(kOp, "latents", latents, {kAny, width});
     }

@@ -54,14 +54,13 @@ struct AttentionSizes {
 // Attention on Hopper's tensor cores (hopper_attention.h), for what suits it: bf16, 192 channels in queries and keys, of which
 // the last 64 may be shared by all heads, 128 in values, keys not paged.
 [[nodiscard]] bool suits_hopper(const AttentionProblem& problem, const AttentionSizes& sizes);
-void run_hopper_attention(cudaStream_t stream, Workspace& workspace, const AttentionProblem& problem,
-                          const AttentionSizes& sizes);
+void run_hopper_attention(Lane& lane, const AttentionProblem& problem, const AttentionSizes& sizes);
 // Absorbed attention over a paged cache (hopper_mla.h), for what suits it: bf16, latents of 512 + 64, pages of 64, all
 // contiguous. How a sequence is cut depends on the lengths of all.
 [[nodiscard]] bool suits_hopper_latent(const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
                                        const Spans& spans);
-void run_hopper_latent(cudaStream_t stream, Workspace& workspace, const Tensor& u, const Tensor& lse, const Tensor& q,
-                       const Tensor& latents, const Spans& spans, double scale);
+void run_hopper_latent(Lane& lane, const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+                       const Spans& spans, double scale);
 // The same on any card's tensor cores (latent_tensor.cu): bf16, widths of multiples of 16, at most 576 and 512. `rows` of q;
 // with `one_range` a query's bits depend on its sequence alone.
 [[nodiscard]] bool suits_latent_tensor_cores(const AttentionProblem& problem);

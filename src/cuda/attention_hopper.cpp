@@ -46,12 +46,13 @@ bool suits_hopper(const AttentionProblem& p, const AttentionSizes& sizes) {
            sizes.m > 0 && hopper::available();
 }
 
-void run_hopper_attention(cudaStream_t stream, Workspace& workspace, const AttentionProblem& p, const AttentionSizes& sizes) {
+void run_hopper_attention(Lane& lane, const AttentionProblem& p, const AttentionSizes& sizes) {
     hopper::Attention a = attention_of(p, sizes);
+    a.multiprocessors = lane.multiprocessors;
     const int64_t bytes = hopper::attention_workspace_bytes(sizes.sequences);
-    workspace.begin(bytes);
-    a.workspace = workspace.take<std::byte>(bytes);
-    hopper::attention_forward(a, stream);
+    lane.workspace.begin(bytes);
+    a.workspace = lane.workspace.take<std::byte>(bytes);
+    hopper::attention_forward(a, lane.stream);
 }
 
 void run_hopper_attention_backward(cudaStream_t stream, Workspace& workspace, const AttentionProblem& p,
@@ -81,9 +82,10 @@ bool suits_hopper_latent(const Tensor& u, const Tensor& lse, const Tensor& q, co
     return lse.contiguous() && spans.block_table.contiguous() && latents.dim(0) > 0 && hopper::available();
 }
 
-void run_hopper_latent(cudaStream_t stream, Workspace& workspace, const Tensor& u, const Tensor& lse, const Tensor& q,
-                       const Tensor& latents, const Spans& spans, double scale) {
+void run_hopper_latent(Lane& lane, const Tensor& u, const Tensor& lse, const Tensor& q, const Tensor& latents,
+                       const Spans& spans, double scale) {
     hopper::LatentAttention a;
+    a.multiprocessors = lane.multiprocessors;
     a.q = q.data;
     a.pages = latents.data;
     a.block_table = spans.block_table.as<int32_t>();
@@ -99,9 +101,9 @@ void run_hopper_latent(cudaStream_t stream, Workspace& workspace, const Tensor& 
     a.max_q = spans.max_q;
     a.scale = scale;
     const int64_t bytes = hopper::latent_workspace_bytes(a.sequences, a.max_q, a.heads);
-    workspace.begin(bytes);
-    a.workspace = workspace.take<std::byte>(bytes);
-    hopper::latent_attention(a, stream);
+    lane.workspace.begin(bytes);
+    a.workspace = lane.workspace.take<std::byte>(bytes);
+    hopper::latent_attention(a, lane.stream);
 }
 
 }  // namespace fathom::cuda

@@ -1,6 +1,8 @@
 #include "cuda/cuda_ops.h"
 
 #include <fmt/format.h>
+#include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "cuda/hopper_launch.h"
@@ -70,19 +72,33 @@ void CudaOps::repeat(std::span<const int64_t> key, const std::function<void()>& 
     recorder_.repeat(key, main_.generation() + side_.generation(), ops);
 }
 
-void CudaOps::side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
-    if (lane_ == &side_) return Ops::side_by_side(first, second);
-    side_.stream.follow(main_.stream);
-    first();
-    lane_ = &side_;
+void CudaOps::side_by_side(const std::function<void()>& first, const std::function<void()>& second, double share) {
+    if (lane_ == &side_) return Ops::side_by_side(first, second, share);
+    fork(share);
     try {
+        first();
+        lane_ = &side_;
         second();
     } catch (...) {
-        lane_ = &main_;
-        main_.stream.follow(side_.stream);
+        join();
         throw;
     }
+    join();
+}
+
+// Each lane has its part of the device until they meet again.
+void CudaOps::fork(double share) {
+    if (share < 1) {
+        const int all = hopper::multiprocessors(), second = std::clamp(static_cast<int>(std::lround(share * all)), 1, all - 1);
+        main_.multiprocessors = all - second;
+        side_.multiprocessors = second;
+    }
+    side_.stream.follow(main_.stream);
+}
+
+void CudaOps::join() {
     lane_ = &main_;
+    main_.multiprocessors = side_.multiprocessors = 0;
     main_.stream.follow(side_.stream);
 }
 

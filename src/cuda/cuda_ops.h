@@ -22,7 +22,7 @@ public:
     [[nodiscard]] DType compute_dtype() const override { return compute_; }
     [[nodiscard]] DType precise_dtype() const override { return DType::kF32; }
     [[nodiscard]] bool sees_host_memory() const override { return false; }
-    void side_by_side(const std::function<void()>& first, const std::function<void()>& second) override;
+    void side_by_side(const std::function<void()>& first, const std::function<void()>& second, double share) override;
 
     // ---- memory ----
     [[nodiscard]] Buffer allocate(int64_t bytes) override;
@@ -86,6 +86,9 @@ public:
 
     // ---- activation and loss ----
     void swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+    void matmul_swiglu(const Tensor& y, const Tensor& both, const Tensor& x, const Weight& w) override;
+    void grouped_matmul_swiglu(const Tensor& y, const Tensor& both, const Tensor& x, std::span<const Weight> w,
+                               const Tensor& offsets) override;
     void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
                          const Tensor& up) override;
     void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) override;
@@ -118,6 +121,8 @@ private:
     cuda::FaultFlag fault_;
     cuda::Recorder recorder_{main_.stream};
 
+    void fork(double share);
+    void join();
     [[nodiscard]] cuda::Where where();
 };
 

@@ -132,6 +132,15 @@ __device__ __forceinline__ void begin_early() {
 #endif
 }
 
+// For small kernels behind which a large one waits: it is placed when this one begins. Placed earlier, its blocks would wait on
+// multiprocessors that the kernels of the other stream (side_by_side) could use.
+__device__ __forceinline__ void begin_before_large() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // For kernels that have work to do before they wait.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900

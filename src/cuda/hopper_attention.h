@@ -29,6 +29,7 @@ struct Attention {
     void* workspace = nullptr;  // attention_workspace_bytes(...)
     int64_t n = 0, m = 0, heads = 0, sequences = 0;
     double scale = 0;
+    int multiprocessors = 0;  // that the forward may take; 0: all
 };
 
 [[nodiscard]] int64_t attention_workspace_bytes(int64_t sequences);

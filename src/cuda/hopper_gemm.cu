@@ -13,10 +13,15 @@ constexpr int kNarrow = 64, kMedium = 128, kWide = 256;
 int64_t cost(const GroupedGemm& g, int64_t width) {
     constexpr int64_t kPerTile = 48;
     const int64_t tiles = (g.rows + kTileM - 1) / kTileM * ((g.out + width - 1) / width) * g.groups;
-    return (tiles + multiprocessors() - 1) / multiprocessors() * (width + kPerTile);
+    const int64_t at_once = blocks_for(g);
+    return (tiles + at_once - 1) / at_once * (width + kPerTile);
 }
 
 }  // namespace
+
+bool prefers_gated(const GroupedGemm& g) {
+    return g.offsets != nullptr || cost(g, kWide) <= std::min(cost(g, kMedium), cost(g, kNarrow));
+}
 
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0) return;
@@ -37,9 +42,9 @@ void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const G
     p.b_group = 1;
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = weights(w, g);
     if (type == Output::kBf16)
-        launch_gemm<kWide, Major::kK, Major::kMN, false, __nv_bfloat16>(a, b, p, stream);
+        launch_gemm<kWide, Major::kK, Major::kMN, false, Result::kBf16>(a, b, p, stream);
     else
-        launch_gemm<kWide, Major::kK, Major::kMN, false, float>(a, b, p, stream);
+        launch_gemm<kWide, Major::kK, Major::kMN, false, Result::kF32>(a, b, p, stream);
 }
 
 void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& g, bool accumulate, cudaStream_t stream) {
@@ -47,7 +52,7 @@ void grouped_wgrad(float* dw, const void* dy, const void* x, const GroupedGemm& 
     GemmParams p = gemm_params(dw, g, kWide, g.out, g.in, 0, g.w_row, g.w_group);
     p.accumulate = accumulate;
     const TensorMap3 a = activations(dy, g, g.out, g.y_row, g.y_group), b = activations(x, g, g.in, g.x_row, g.x_group);
-    launch_gemm<kWide, Major::kMN, Major::kMN, true, float>(a, b, p, stream);
+    launch_gemm<kWide, Major::kMN, Major::kMN, true, Result::kF32>(a, b, p, stream);
 }
 
 }  // namespace fathom::hopper

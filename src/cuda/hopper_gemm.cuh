@@ -28,6 +28,9 @@ constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kConsumerWarps = kConsumers / kWarp;
 
+// What becomes of the sums; kGated: of columns [gate | up] silu(gate) up, in bf16.
+enum class Result { kBf16, kF32, kGated };
+
 template <int kTileN>
 struct GemmTile {
     static constexpr int kBoxesB = kTileN / 64, kStageBytes = (kBoxesA + kBoxesB) * kBox, kStages = 192 * 1024 / kStageBytes;
@@ -65,11 +68,28 @@ __device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map
     }
 }
 
-template <int kTileN, Major kA, Major kB, bool kRaggedK>
+// The same for weights [gate; up]: kBoxes / 2 boxes of each, of `p.n` rows, side by side.
+template <int kBoxes>
+__device__ __forceinline__ void copy_gate_and_up(uint32_t to, const CUtensorMap* map, uint32_t full, const GemmParams& p,
+                                                 int rank, const Tile& tile, int k) {
+    for (int part = 0; part < 2; ++part) {
+        const uint32_t at = to + part * (kBoxes * kBox / 2);
+        if (p.share_a)
+            tma_load(at, map, full, k, tile.n + part * p.n, tile.group);
+        else if (part == rank)
+            tma_load_multicast(at, map, full, 3, k, tile.n + part * p.n, tile.group);
+    }
+}
+
+// Columns of the result that a tile has: of a gated product each takes two of the weight.
+template <int kTileN, Result kResult>
+inline constexpr int kColumns = kResult == Result::kGated ? kTileN / 2 : kTileN;
+
+template <int kTileN, Major kA, Major kB, bool kRaggedK, Result kResult>
 __device__ void produce(GemmShared<kTileN>& shared, const CUtensorMap* map_a, const CUtensorMap* map_b, const GemmParams& p,
                         int rank) {
     using Sizes = GemmTile<kTileN>;
-    Schedule<kRaggedK, kTileN, kTileK> schedule(shared.plan, p, rank);
+    Schedule<kRaggedK, kColumns<kTileN, kResult>, kTileK> schedule(shared.plan, p, rank);
     Ring<Sizes::kStages> ring;
     Tile tile;
     while (schedule.next(tile)) {
@@ -82,7 +102,10 @@ __device__ void produce(GemmShared<kTileN>& shared, const CUtensorMap* map_a, co
             barrier_expect(full, Sizes::kStageBytes);
             const int k = k_base + block * kTileK;
             copy_operand<kBoxesA, kA>(a, map_a, full, p.share_a, rank, m, k, tile.group * p.a_group);
-            copy_operand<Sizes::kBoxesB, kB>(b, map_b, full, !p.share_a, rank, tile.n, k, tile.group * p.b_group);
+            if constexpr (kResult == Result::kGated)
+                copy_gate_and_up<Sizes::kBoxesB>(b, map_b, full, p, rank, tile, k);
+            else
+                copy_operand<Sizes::kBoxesB, kB>(b, map_b, full, !p.share_a, rank, tile.n, k, tile.group * p.b_group);
         }
     }
 }
@@ -130,14 +153,28 @@ __device__ __forceinline__ void store_tile(float* out, int64_t out_row, const fl
     }
 }
 
-template <int kTileN, Major kA, Major kB, bool kRaggedK, typename Out>
+// silu(gate) up of sums [gate | up], rounded as if both had been stored in between.
+template <int kCount>
+__device__ __forceinline__ void store_gated(__nv_bfloat16* out, int64_t out_row, const float (&sums)[kCount], uint32_t staging,
+                                            int rows, int columns) {
+    float result[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+        const float gate = __bfloat162float(__float2bfloat16(sums[i])),
+                    up = __bfloat162float(__float2bfloat16(sums[kCount / 2 + i]));
+        result[i] = gate * (1.0f / (1.0f + expf(-gate))) * up;
+    }
+    store_rows(out, out_row, result, staging, rows, columns);
+}
+
+template <int kTileN, Major kA, Major kB, bool kRaggedK, Result kResult>
 __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int rank) {
     const int thread = static_cast<int>(threadIdx.x) - kWarpgroup;
     const int warpgroup = thread / kWarpgroup, warp = thread / kWarp;
     // A's boxes are 64 rows each, so a warpgroup's half is box `warpgroup` in both orders.
     const uint32_t stages = smem_address(shared.stage[0]);
     using Sizes = GemmTile<kTileN>;
-    Schedule<kRaggedK, kTileN, kTileK> schedule(shared.plan, p, rank);
+    Schedule<kRaggedK, kColumns<kTileN, kResult>, kTileK> schedule(shared.plan, p, rank);
     Ring<Sizes::kStages> ring;
     Tile tile;
     const auto release = [&](int stage) {  // this warp no longer reads the stage: tell both blocks' producers
@@ -168,15 +205,17 @@ __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int ran
         const int row = tile.m + warpgroup * 64 + (warp % 4) * 16;
         const int rows = (kRaggedK ? p.m : tile.last_row - tile.first_row) - row;
         const int64_t at = (kRaggedK ? row : tile.first_row + row) * p.out_row + tile.n + tile.group * p.out_group;
-        Out* out = static_cast<Out*>(p.out) + at;
-        if constexpr (sizeof(Out) == 2)
-            store_rows(out, p.out_row, sums, smem_address(shared.staging[warp]), rows, p.n - tile.n);
+        const uint32_t staging = smem_address(shared.staging[warp]);
+        if constexpr (kResult == Result::kBf16)
+            store_rows(static_cast<__nv_bfloat16*>(p.out) + at, p.out_row, sums, staging, rows, p.n - tile.n);
+        else if constexpr (kResult == Result::kGated)
+            store_gated(static_cast<__nv_bfloat16*>(p.out) + at, p.out_row, sums, staging, rows, p.n - tile.n);
         else
-            store_tile(out, p.out_row, sums, rows, p.n - tile.n, kRaggedK && p.accumulate);
+            store_tile(static_cast<float*>(p.out) + at, p.out_row, sums, rows, p.n - tile.n, kRaggedK && p.accumulate);
     }
 }
 
-template <int kTileN, Major kA, Major kB, bool kRaggedK, typename Out>
+template <int kTileN, Major kA, Major kB, bool kRaggedK, Result kResult>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     grouped_gemm_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
                         const GemmParams p) {
@@ -193,30 +232,33 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
         tma_prefetch(&map_a);
         tma_prefetch(&map_b);
     }
-    allow_next_launch();
     wait_for_earlier_launch();
-    if (threadIdx.x >= kWarp && threadIdx.x < 2 * kWarp) plan_groups<kRaggedK, kTileN, kTileK>(shared.plan, p);
+    if (threadIdx.x >= kWarp && threadIdx.x < 2 * kWarp)
+        plan_groups<kRaggedK, kColumns<kTileN, kResult>, kTileK>(shared.plan, p);
     cluster_sync();
     if (threadIdx.x < kWarpgroup) {
         shrink_registers<40>();
-        if (threadIdx.x < kWarp && elect_one()) produce<kTileN, kA, kB, kRaggedK>(shared, &map_a, &map_b, p, rank);
+        if (threadIdx.x < kWarp && elect_one()) {
+            produce<kTileN, kA, kB, kRaggedK, kResult>(shared, &map_a, &map_b, p, rank);
+            allow_next_launch();
+        }
     } else {
         grow_registers<232>();
-        consume<kTileN, kA, kB, kRaggedK, Out>(shared, p, rank);
+        consume<kTileN, kA, kB, kRaggedK, kResult>(shared, p, rank);
     }
     cluster_sync();  // a block's shared memory must outlive its peer's copies and arrivals
 }
 
-template <int kTileN, Major kA, Major kB, bool kRaggedK, typename Out>
+template <int kTileN, Major kA, Major kB, bool kRaggedK, Result kResult>
 void launch_gemm(TensorMap3 a, TensorMap3 b, const GemmParams& p, cudaStream_t stream) {
     if (kA == Major::kK) a.box_y = p.share_a ? kTileM / 2 : kTileM;
-    if (kB == Major::kK) b.box_y = p.share_a ? kTileN : kTileN / 2;
-    const auto kernel = grouped_gemm_kernel<kTileN, kA, kB, kRaggedK, Out>;
+    if (kB == Major::kK) b.box_y = p.share_a ? kColumns<kTileN, kResult> : kTileN / 2;
+    const auto kernel = grouped_gemm_kernel<kTileN, kA, kB, kRaggedK, kResult>;
     constexpr int kBytes = sizeof(GemmShared<kTileN>) + 1024;
     static_assert(kBytes <= 227 * 1024);
     allow_shared_memory(reinterpret_cast<const void*>(kernel), kBytes);
     const CUtensorMap map_a = encode(a), map_b = encode(b);
-    launch_early(kernel, dim3(static_cast<unsigned>(multiprocessors() / 2 * 2)), kThreads, kBytes, stream, map_a, map_b, p);
+    launch_early(kernel, dim3(static_cast<unsigned>(p.blocks)), kThreads, kBytes, stream, map_a, map_b, p);
 }
 
 // Rows of activations: [rows, width], one more dimension where groups lie beside each other.
@@ -241,9 +283,9 @@ void forward(void* y, Output type, const void* x, const void* w, const GroupedGe
     p.b_group = 1;
     const TensorMap3 a = activations(x, g, g.in, g.x_row, g.x_group), b = weights(w, g);
     if (type == Output::kBf16)
-        launch_gemm<kTileN, Major::kK, Major::kK, false, __nv_bfloat16>(a, b, p, stream);
+        launch_gemm<kTileN, Major::kK, Major::kK, false, Result::kBf16>(a, b, p, stream);
     else
-        launch_gemm<kTileN, Major::kK, Major::kK, false, float>(a, b, p, stream);
+        launch_gemm<kTileN, Major::kK, Major::kK, false, Result::kF32>(a, b, p, stream);
 }
 
 }  // namespace fathom::hopper

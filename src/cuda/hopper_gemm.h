@@ -28,6 +28,7 @@ struct GroupedGemm {
     int64_t x_group = 0, y_group = 0, w_group = 0;  // elements from one group to the next; x, y only without offsets
     int64_t group_rows =
         0;  // wgrad without offsets, if not 0: group g has rows [g group_rows, (g + 1) group_rows) below `rows`
+    int multiprocessors = 0;  // that the product may take; 0: all
 };
 
 enum class Output { kBf16, kF32 };
@@ -37,6 +38,11 @@ void grouped_matmul(void* y, Output type, const void* x, const void* w, const Gr
 // The same bits by narrower tiles, of 128 and 64 columns; grouped_matmul() chooses.
 void medium_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
 void narrow_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
+// y = silu(x gate[g]^T) (x up[g]^T): y [rows, out / 2] bf16, w [groups][gate; up]; y_row is y's. Both products are rounded to
+// bf16, so that the bits are those of grouped_matmul() and silu(gate) up after it.
+void gated_matmul(void* y, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
+// Whether that is the tile which grouped_matmul() would choose.
+[[nodiscard]] bool prefers_gated(const GroupedGemm& g);
 // dx = dy w[g]: dx [rows, in] (bf16 or f32), dy [rows, out], w [groups][out, in].
 void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const GroupedGemm& g, cudaStream_t stream);
 // dw[g] += dy^T x over the group's rows: dw [groups][out, in] f32, dy [rows, out], x [rows, in]. Without `accumulate` = takes

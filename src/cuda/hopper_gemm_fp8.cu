@@ -156,7 +156,7 @@ void grouped_matmul_fp8(void* y, const void* x, const void* w, const Fp8Scales& 
                                        .swizzle = false})};
     constexpr int kBytes = sizeof(Shared) + 1024;
     allow_shared_memory(reinterpret_cast<const void*>(grouped_gemm_fp8_kernel), kBytes);
-    grouped_gemm_fp8_kernel<<<multiprocessors() / 2 * 2, kThreads, kBytes, stream>>>(maps, p, scales);
+    grouped_gemm_fp8_kernel<<<p.blocks, kThreads, kBytes, stream>>>(maps, p, scales);
     require(cudaGetLastError(), "grouped_gemm_fp8_kernel");
 }
 

@@ -384,13 +384,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         tma_prefetch(&map_q);
         tma_prefetch(&map_kv);
     }
-    allow_next_launch();
     wait_for_earlier_launch();
     if (threadIdx.x < kWarp) plan_range(shared, p, range);
     __syncthreads();
     if (threadIdx.x < kWarpgroup) {
         shrink_registers<40>();
-        if (threadIdx.x < kWarp && elect_one()) produce(shared, &map_q, &map_kv, p, range, row_block);
+        if (threadIdx.x < kWarp && elect_one()) {
+            produce(shared, &map_q, &map_kv, p, range, row_block);
+            allow_next_launch();
+        }
     } else if (threadIdx.x < 2 * kWarpgroup) {
         grow_registers<232>();
         consume_scores(shared, p, range, row_block);
@@ -401,19 +403,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 int64_t row_blocks_of(int64_t max_q, int64_t heads) { return (max_q * heads + kRows - 1) / kRows; }
-int64_t ranges_of(int64_t row_blocks) { return std::max<int64_t>(1, multiprocessors() / row_blocks); }
+int64_t ranges_of(int64_t row_blocks, int64_t at_once) { return std::max<int64_t>(1, at_once / row_blocks); }
 
 }  // namespace
 
 int64_t latent_workspace_bytes(int64_t sequences, int64_t max_q, int64_t heads) {
     const int64_t row_blocks = row_blocks_of(max_q, heads);
-    return 2 * ranges_of(row_blocks) * row_blocks * kRows * (kLatent + 1) * 4 + (sequences + 1) * 4;
+    return 2 * ranges_of(row_blocks, multiprocessors()) * row_blocks * kRows * (kLatent + 1) * 4 + (sequences + 1) * 4;
 }
 
 void latent_attention(const LatentAttention& a, cudaStream_t stream) {
     if (a.tokens == 0 || a.sequences == 0) return;
     check(a.heads > 0 && a.max_q > 0 && a.page_count > 0, "latent attention: heads, max_q and pages must be positive");
-    const int64_t row_blocks = row_blocks_of(a.max_q, a.heads), ranges = ranges_of(row_blocks);
+    const int64_t row_blocks = row_blocks_of(a.max_q, a.heads);
+    const int64_t ranges = ranges_of(row_blocks, a.multiprocessors > 0 ? a.multiprocessors : multiprocessors());
     const int64_t rows = 2 * ranges * row_blocks * kRows;
     float* partial = static_cast<float*>(a.workspace);
     const Params p{.block_table = a.block_table,

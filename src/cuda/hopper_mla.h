@@ -21,6 +21,7 @@ struct LatentAttention {
     int64_t tokens = 0, heads = 0, sequences = 0, page_count = 0, max_blocks = 0,
             max_q = 0;  // max_q: query tokens of a sequence
     double scale = 0;
+    int multiprocessors = 0;  // that it may take; 0: all. How sequences are split depends on it
 };
 
 [[nodiscard]] int64_t latent_workspace_bytes(int64_t sequences, int64_t max_q, int64_t heads);

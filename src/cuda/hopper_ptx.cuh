@@ -102,6 +102,7 @@ __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.
 
 // Launches of launch_early (hopper_launch.h): the next kernel may begin while this one ends; it waits for this one's results.
 __device__ __forceinline__ void wait_for_earlier_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Called late: blocks that wait take room on the multiprocessors from kernels of another stream.
 __device__ __forceinline__ void allow_next_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 template <int kRegisters>

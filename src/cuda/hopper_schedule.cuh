@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "cuda/hopper_gemm.h"
+#include "cuda/hopper_launch.h"
 #include "cuda/hopper_ptx.cuh"
 
 namespace fathom::hopper {
@@ -26,6 +27,7 @@ struct GemmParams {
     bool share_a;          // the pair lies side by side and shares A; else one above the other and shares B
     int group_rows;        // GroupedGemm::group_rows
     bool accumulate;       // kRaggedK: add to what `out` holds
+    int blocks;            // in pairs
 
     // Groups lie one after the other in the rows.
     [[nodiscard]] __device__ bool row_groups() const { return offsets != nullptr || group_rows > 0; }
@@ -130,6 +132,11 @@ inline bool prefer_sharing_a(int64_t m, int64_t n, int tile_n) {
     return padded(m, kTileM) * padded(n, 2 * tile_n) < padded(m, 2 * kTileM) * padded(n, tile_n);
 }
 
+// As many as the product may take multiprocessors, in pairs.
+inline int blocks_for(const GroupedGemm& g) {
+    return std::max((g.multiprocessors > 0 ? g.multiprocessors : multiprocessors()) / 2, 1) * 2;
+}
+
 inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64_t m, int64_t n, int64_t k, int64_t out_row,
                               int64_t out_group) {
     check(g.groups >= 1 && g.groups <= kMaxGroups, "grouped product: between 1 and 1024 groups");
@@ -151,7 +158,8 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
             .b_group = batched,
             .share_a = prefer_sharing_a(m, n, tile_n),
             .group_rows = static_cast<int>(g.group_rows),
-            .accumulate = true};
+            .accumulate = true,
+            .blocks = blocks_for(g)};
 }
 
 }  // namespace fathom::hopper

@@ -112,14 +112,23 @@ int splits_of(const Product& p, bool exact, bool hopper) {
 
 // Which kernels multiply, and into how many parts the sum is cut.
 struct Plan {
-    bool few, hopper;
+    enum class Kernel : uint8_t { kFewRows, kFewColumns, kHopper, kTensor, kChain };
+    Kernel kernel;
     int splits;
 
     Plan(const Where& where, const Product& p, const GroupTable& table)
-        : few(!where.exact && where.few && suits_few_rows(p, table)),
-          hopper(!few && !where.exact && suits_hopper(p, table)),
-          splits(splits_of(p, where.exact, hopper)) {}
+        : kernel(kernel_for(where, p, table)),
+          splits(splits_of(p, where.exact, kernel == Kernel::kHopper)) {}
     [[nodiscard]] int64_t partials(const Product& p) const { return splits > 1 ? splits * p.m * p.n : 0; }
+
+private:
+    static Kernel kernel_for(const Where& where, const Product& p, const GroupTable& table) {
+        if (where.exact) return Kernel::kChain;
+        if (where.few && suits_few_rows(p, table)) return Kernel::kFewRows;
+        if (where.few && suits_few_columns(p, table)) return Kernel::kFewColumns;
+        if (suits_hopper(p, table)) return Kernel::kHopper;
+        return suits_tensor_cores(p, table) ? Kernel::kTensor : Kernel::kChain;
+    }
 };
 
 // Where nothing is to be added to, but the kernels add.
@@ -132,15 +141,24 @@ void clear_gradients(cudaStream_t stream, const Product& p, const GroupTable& ta
 
 void run_planned(const Where& where, const char* op, const Plan& plan, const Product& p, const GroupTable& table,
                  float* partial) {
-    if (p.first && (!plan.hopper || plan.splits > 1)) clear_gradients(where.stream, p, table);
-    if (plan.few) {
-        run_few_rows(where.stream, op, p, table, where.constant_weights);
-    } else if (plan.hopper) {
-        run_hopper_product(where.stream, p, table, partial, plan.splits);
-    } else if (!where.exact && suits_tensor_cores(p, table)) {
-        run_tensor_product(where.stream, op, p, table, partial, plan.splits);
-    } else {
-        run_chain_product(where.stream, op, p, table, partial, plan.splits);
+    using Kernel = Plan::Kernel;
+    if (p.first && plan.kernel != Kernel::kHopper && plan.splits == 1) clear_gradients(where.stream, p, table);
+    switch (plan.kernel) {
+        case Kernel::kFewRows:
+            run_few_rows(where.stream, op, p, table, where.constant_weights);
+            break;
+        case Kernel::kFewColumns:
+            run_few_columns(where.stream, op, p, table, where.constant_weights);
+            break;
+        case Kernel::kHopper:
+            run_hopper_product(where, p, table, partial, plan.splits);
+            break;
+        case Kernel::kTensor:
+            run_tensor_product(where.stream, op, p, table, partial, plan.splits);
+            break;
+        case Kernel::kChain:
+            run_chain_product(where.stream, op, p, table, partial, plan.splits);
+            break;
     }
     if (plan.splits > 1) add_splits(where.stream, op, p, table, partial, plan.splits);
 }
@@ -226,6 +244,20 @@ void by_expert(const Where& where, const char* op, ProductForm form, const Tenso
     run(where, op, p, w);
 }
 
+// silu(gate) up of [gate | up] = x w^T, without writing `both`, where one kernel can do so.
+bool run_gated(const Where& where, const char* op, const Tensor& y, const Tensor& both, const Tensor& x,
+               std::span<const Weight> w, const int32_t* offsets) {
+    if (where.fp8 || is_coded(w) || w.empty() || w.size() > kMaxGroups || y.dtype != DType::kBF16) return false;
+    Product p = with_weights(ProductForm::kForward, both, x, w, op);
+    check(y.rank == 2 && y.dim(0) == p.m && 2 * y.dim(1) == p.n && y.stride[1] == 1, fmt::format("{}: {}", op, y.describe()));
+    p.offsets = offsets;
+    p.groups = static_cast<int>(w.size());
+    GroupTable table{};
+    for (size_t i = 0; i < w.size(); ++i) put(table, i, w[i]);
+    return p.m > 0 && Plan(where, p, table).kernel == Plan::Kernel::kHopper &&
+           run_hopper_gated(where, p, table, y.data, y.stride[0]);
+}
+
 void by_head(const Where& where, const char* op, ProductForm form, const Tensor& c, const Tensor& a,
              std::span<const Weight> w) {
     check_activation(c, 3, op);
@@ -243,8 +275,8 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
 }  // namespace cuda
 
 cuda::Where CudaOps::where() {
-    return {lane_->stream, lane_->workspace,     compute_ == DType::kF32, !deterministic_, lane_->numbers,
-            fp8_,          recorder_.recording()};
+    return {lane_->stream, lane_->workspace,      compute_ == DType::kF32, !deterministic_, lane_->numbers,
+            fp8_,          recorder_.recording(), lane_->multiprocessors};
 }
 
 void CudaOps::matmul(const Tensor& y, const Tensor& x, const Weight& w) {
@@ -311,6 +343,17 @@ void CudaOps::first_grouped_wgrad(std::span<const Tensor> dw, const Tensor& dy, 
     cuda::Product p = cuda::into_gradients(dw, dy, x, offsets, "first_grouped_wgrad");
     p.first = true;
     cuda::run(where(), "first_grouped_wgrad", p, dw);
+}
+
+void CudaOps::matmul_swiglu(const Tensor& y, const Tensor& both, const Tensor& x, const Weight& w) {
+    if (!cuda::run_gated(where(), "matmul_swiglu", y, both, x, std::span(&w, 1), nullptr)) Ops::matmul_swiglu(y, both, x, w);
+}
+
+void CudaOps::grouped_matmul_swiglu(const Tensor& y, const Tensor& both, const Tensor& x, std::span<const Weight> w,
+                                    const Tensor& offsets) {
+    cuda::check_offsets(offsets, w.size(), "grouped_matmul_swiglu");
+    if (!cuda::run_gated(where(), "grouped_matmul_swiglu", y, both, x, w, offsets.as<int32_t>()))
+        Ops::grouped_matmul_swiglu(y, both, x, w, offsets);
 }
 
 void CudaOps::batched_matmul(const Tensor& y, const Tensor& x, std::span<const Weight> w) {

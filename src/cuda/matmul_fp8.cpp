@@ -59,6 +59,7 @@ bool run_in_fp8(const Where& where, const char* op, ProductForm form, const Code
     const bool forward = form == ProductForm::kForward;
     const Tensor& first = call.w[0].codes;
     hopper::GroupedGemm g;
+    g.multiprocessors = where.multiprocessors;
     g.groups = static_cast<int64_t>(call.w.size());
     g.rows = call.x.dim(0);
     g.out = first.dim(forward ? 0 : 1);

@@ -62,8 +62,9 @@ int hopper_splits(const Product& p) {
     return static_cast<int>(ceil_div(p.k, rows));
 }
 
-void run_hopper_product(cudaStream_t stream, const Product& p, const GroupTable& table, float* partial, int splits) {
+void run_hopper_product(const Where& where, const Product& p, const GroupTable& table, float* partial, int splits) {
     hopper::GroupedGemm g;
+    g.multiprocessors = where.multiprocessors;
     g.groups = p.groups;
     g.offsets = p.offsets;
     g.w_row = table.row[0];
@@ -82,7 +83,7 @@ void run_hopper_product(cudaStream_t stream, const Product& p, const GroupTable&
             g.w_group = p.m * p.n;
             out = partial;
         }
-        return hopper::grouped_wgrad(out, p.a, p.b, g, splits == 1 && !p.first, stream);
+        return hopper::grouped_wgrad(out, p.a, p.b, g, splits == 1 && !p.first, where.stream);
     }
     const bool forward = p.form == ProductForm::kForward;
     g.rows = p.m;
@@ -93,7 +94,23 @@ void run_hopper_product(cudaStream_t stream, const Product& p, const GroupTable&
     g.x_group = forward ? p.a_group : p.c_group;
     g.y_group = forward ? p.c_group : p.a_group;
     const auto output = p.c_type == DType::kF32 ? hopper::Output::kF32 : hopper::Output::kBf16;
-    (forward ? hopper::grouped_matmul : hopper::grouped_dgrad)(p.c, output, p.a, table.matrix[0], g, stream);
+    (forward ? hopper::grouped_matmul : hopper::grouped_dgrad)(p.c, output, p.a, table.matrix[0], g, where.stream);
+}
+
+bool run_hopper_gated(const Where& where, const Product& p, const GroupTable& table, void* y, int64_t y_row) {
+    const hopper::GroupedGemm g{.groups = p.groups,
+                                .rows = p.m,
+                                .out = p.n,
+                                .in = p.k,
+                                .offsets = p.offsets,
+                                .x_row = p.a_m,
+                                .y_row = y_row,
+                                .w_row = table.row[0],
+                                .w_group = distance(table, p.groups) / 2,
+                                .multiprocessors = where.multiprocessors};
+    if (p.n % 16 != 0 || !aligned(y, y_row, 0) || !hopper::prefers_gated(g)) return false;
+    hopper::gated_matmul(y, p.a, table.matrix[0], g, where.stream);
+    return true;
 }
 
 }  // namespace fathom::cuda

@@ -83,6 +83,7 @@ void run_fp8_gemm(const Where& where, const char* op, const CodedCall& call, con
     auto* const scales = where.workspace.take<float>(scale_row * blocks);
     quantize_activations(where.stream, op, q, scales, scale_row, call.x.data, call.x.stride[0], m, f.columns);
     hopper::GroupedGemm g;
+    g.multiprocessors = where.multiprocessors;
     g.groups = static_cast<int64_t>(call.w.size());
     g.rows = m;
     g.out = f.rows;

@@ -104,7 +104,7 @@ __device__ __forceinline__ int32_t sum_up_to(int32_t x, int lane) {
 __global__ void __launch_bounds__(kPiece)
     sort_kernel(int32_t* offsets, int32_t* source, Rows<int32_t> slot, Rows<int32_t> indices, int64_t chosen, int64_t choices,
                 int64_t experts, int* fault) {
-    begin_early();
+    begin_before_large();
     __shared__ Piece piece;
     __shared__ int32_t count[kMaxExperts], warp_total[kWarp];
     const int64_t e = threadIdx.x, begin = blockIdx.x * kPiece;

@@ -155,10 +155,11 @@ void add_splits(cudaStream_t stream, const char* op, const Product& product, con
                 int splits) {
     auto* const dw = static_cast<float*>(table.matrix[0]);
     const int64_t row = table.row[0], n = product.n, size = product.m * product.n;
+    const bool first = product.first;
     loop(stream, op, product.m, n, [=] __device__(int64_t i, int64_t c) {
         float sum = partial[i * n + c];
         for (int s = 1; s < splits; ++s) sum += partial[s * size + i * n + c];
-        dw[i * row + c] += sum;
+        dw[i * row + c] = first ? sum : dw[i * row + c] + sum;
     });
 }
 

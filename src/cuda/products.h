@@ -50,6 +50,7 @@ struct Where {
     Workspace& numbers;     // weights in another form, for one product of `workspace`
     bool fp8;               // products of bf16 are multiplied in FP8
     bool constant_weights;  // nothing that is queued before writes to a weight, as in a recorded step
+    int multiprocessors;    // that a large product may take; 0: all
 };
 
 // Chains of fused multiply-adds over ascending k in f32, any types: the exact definition of ops.h. With splits > 1 (wgrad
@@ -57,7 +58,7 @@ struct Where {
 void run_chain_product(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table,
                        float* partial = nullptr, int splits = 1);
 
-// dw += partial[0] + partial[1] + ..., in order.
+// dw += partial[0] + partial[1] + ..., in order; = where the product is the first.
 void add_splits(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, const float* partial,
                 int splits);
 
@@ -71,6 +72,11 @@ void run_tensor_product(cudaStream_t stream, const char* op, const Product& prod
 [[nodiscard]] bool suits_few_rows(const Product& product, const GroupTable& table);
 void run_few_rows(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, bool constant_weights);
 
+// y = x w^T of few columns and no more than a few thousand rows: bf16, f32 sums in an order of their own.
+[[nodiscard]] bool suits_few_columns(const Product& product, const GroupTable& table);
+void run_few_columns(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table,
+                     bool constant_weights);
+
 // Operands in f32 as two of bf16: x = high + low, to 2^-17 of x. halves [rows, 2 width] = [high | low].
 void split_in_halves(cudaStream_t stream, const char* op, void* halves, const float* x, int64_t x_row, int64_t rows,
                      int64_t width);
@@ -81,8 +87,12 @@ void repeat_matrix(cudaStream_t stream, const char* op, void* to, const void* fr
 // The same on Hopper's tensor cores (hopper_gemm.h), for what suits them: besides, widths are multiples of 8 and not narrow,
 // and the groups' matrices lie at equal distances. Rows do not matter, so that neither does a row's batch.
 [[nodiscard]] bool suits_hopper(const Product& product, const GroupTable& table);
+// silu(gate) up of a forward product [gate | up] that suits_hopper, into y [m, n / 2] bf16; c is not written. False, with
+// nothing done, where that is not the faster way.
+[[nodiscard]] bool run_hopper_gated(const Where& where, const Product& product, const GroupTable& table, void* y,
+                                    int64_t y_row);
 // Into how many parts such a wgrad without offsets cuts its sum, from the shape alone.
 [[nodiscard]] int hopper_splits(const Product& product);
-void run_hopper_product(cudaStream_t stream, const Product& product, const GroupTable& table, float* partial, int splits);
+void run_hopper_product(const Where& where, const Product& product, const GroupTable& table, float* partial, int splits);
 
 }  // namespace fathom::cuda

@@ -27,7 +27,7 @@ struct Rule {
           factor(static_cast<float>(rule.routed_scaling_factor)) {}
 };
 
-// s = softmax or sigmoid of z, by a warp.
+// s = softmax or sigmoid of z, which it may be, by a warp.
 __device__ void affinities(float* s, const float* z, const Rule& rule, int lane) {
     if (!rule.softmax) {
 #pragma unroll 4
@@ -103,26 +103,35 @@ __device__ void choice_weights(float* weights, const float* s, const int32_t* in
     }
 }
 
-// Shared memory: per warp the values and group scores [2 E] and what is taken [E].
+// Floats that a warp works in: affinities and what is compared [2 E], then scores of groups, whose place is the choices' later.
+__host__ __device__ int64_t floats_of(const Rule& rule) {
+    return 2 * rule.experts + (rule.n_group > rule.chosen ? rule.n_group : rule.chosen);
+}
+int64_t shared_bytes(const Rule& rule) { return kRowsPerBlock * (4 * floats_of(rule) + rule.experts); }
+
+// Shared memory: the floats of every warp, then what is taken [E]. Nothing is read back from slower memory.
 __global__ void __launch_bounds__(kRowsPerBlock* kWarp)
     route_kernel(Rows<int32_t> indices, Rows<float> weights, Rows<float> scores, Rows<float> logits, const float* bias,
                  Rule rule, int64_t n, int* fault) {
-    begin_early();
+    begin_before_large();
     extern __shared__ float shared[];
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp, experts = rule.experts;
     if (row >= n) return;
-    float *values = shared + warp * 2 * experts, *group_values = values + experts;
-    auto* taken = reinterpret_cast<unsigned char*>(shared + kRowsPerBlock * 2 * experts) + warp * experts;
-    float* s = scores.at(row);
-    affinities(s, logits.at(row), rule, lane);
+    float *s = shared + warp * floats_of(rule), *values = s + experts, *group_values = values + experts;
+    auto* taken = reinterpret_cast<unsigned char*>(shared + kRowsPerBlock * floats_of(rule)) + warp * experts;
     // A lane reads what it wrote itself.
-    for (int64_t e = lane; e < experts; e += kWarp) values[e] = bias == nullptr ? s[e] : s[e] + bias[e];
+#pragma unroll 4
+    for (int64_t e = lane; e < experts; e += kWarp) s[e] = logits.at(row)[e];
+    affinities(s, s, rule, lane);
+    for (int64_t e = lane; e < experts; e += kWarp) {
+        scores.at(row)[e] = s[e];
+        values[e] = bias == nullptr ? s[e] : s[e] + bias[e];
+    }
     __syncwarp();
     if (rule.limited) keep_best_groups(values, group_values, taken, rule, lane);
     for (int64_t e = lane; e < experts; e += kWarp) taken[e] = 0;
     __syncwarp();
-    // A group's values are of no more use: their place is the choices', beside which memory is slow.
     auto* choice = reinterpret_cast<int32_t*>(group_values);
     for (int64_t k = 0; k < rule.chosen; ++k) {
         const int best = take_best(values, taken, experts, lane);
@@ -207,11 +216,11 @@ void CudaOps::route(const Tensor& indices, const Tensor& weights, const Tensor& 
     check_tensor("route", "logits", logits, DType::kF32, {n, experts});
     if (bias) check_tensor("route", "bias", bias, DType::kF32, {experts});
     if (n == 0) return;
-    const auto bytes = static_cast<size_t>(cuda::kRowsPerBlock * experts * (2 * 4 + 1));
-    cuda::launch_early(cuda::route_kernel, dim3(cuda::blocks_of(n)), cuda::kRowsPerBlock * cuda::kWarp, bytes, lane_->stream,
-                       cuda::Rows<int32_t>(indices), cuda::Rows<float>(weights), cuda::Rows<float>(scores),
-                       cuda::Rows<float>(logits), bias ? bias.as<float>() : nullptr, cuda::Rule(rule, experts, indices.dim(1)),
-                       n, fault_.device());
+    const cuda::Rule known(rule, experts, indices.dim(1));
+    cuda::launch_early(cuda::route_kernel, dim3(cuda::blocks_of(n)), cuda::kRowsPerBlock * cuda::kWarp,
+                       static_cast<size_t>(cuda::shared_bytes(known)), lane_->stream, cuda::Rows<int32_t>(indices),
+                       cuda::Rows<float>(weights), cuda::Rows<float>(scores), cuda::Rows<float>(logits),
+                       bias ? bias.as<float>() : nullptr, known, n, fault_.device());
     cuda::check_launch("route");
 }
 

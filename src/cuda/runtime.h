@@ -66,6 +66,7 @@ struct Lane {
     Stream stream;
     Workspace workspace{stream};
     Workspace numbers{stream};  // weights in another form, for one product of `workspace`
+    int multiprocessors = 0;    // that its large products may take; 0: all
     // Grows whenever memory moves.
     [[nodiscard]] int64_t generation() const { return workspace.generation() + numbers.generation(); }
 };

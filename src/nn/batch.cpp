@@ -5,13 +5,35 @@
 namespace fathom {
 namespace {
 
+// Lists of integers that go to the device together: one copy instead of one for each.
+class IntLists {
+public:
+    // Where the list will stand.
+    int64_t add(std::span<const int32_t> list) {
+        constexpr size_t kAligned = 16;  // every list begins at a multiple of 64 bytes
+        all_.resize((all_.size() + kAligned - 1) / kAligned * kAligned);
+        const auto begin = std::ssize(all_);
+        all_.insert(all_.end(), list.begin(), list.end());
+        return begin;
+    }
+    void write(Context& cx, bool keep) { device_ = cx.ints(all_, keep); }
+    [[nodiscard]] Tensor at(int64_t begin, int64_t count) const { return device_.slice(0, begin, begin + count); }
+
+private:
+    std::vector<int32_t> all_;
+    Tensor device_;
+};
+
 // Host side of a SequenceGroup.
 struct GroupBuilder {
+    AttentionForm form;
+    int64_t block_size;  // 0: no cache
     std::vector<int32_t> cu_q{0}, cu_k{0}, key_rows;
     std::vector<std::span<const int32_t>> tables;
     int64_t rows = 0, keys = 0, max_q = 0, max_k = 0;
+    int64_t cu_q_at = 0, cu_k_at = 0, key_rows_at = 0, block_table_at = 0, columns = 0;  // in the lists
 
-    void add(const SequenceChunk& chunk, int64_t block_size) {
+    void add(const SequenceChunk& chunk) {
         const auto queries = static_cast<int64_t>(chunk.tokens.size()), length = chunk.past + queries;
         rows += queries;
         keys += length;
@@ -20,32 +42,42 @@ struct GroupBuilder {
         cu_q.push_back(static_cast<int32_t>(rows));
         cu_k.push_back(static_cast<int32_t>(keys));
         tables.push_back(chunk.block_table);
-        if (block_size == 0 || chunk.form == AttentionForm::kAbsorbed) return;
+        if (block_size == 0 || form == AttentionForm::kAbsorbed) return;
         for (int64_t t = 0; t < length; ++t) {
             key_rows.push_back(
                 static_cast<int32_t>(chunk.block_table[static_cast<size_t>(t / block_size)] * block_size + t % block_size));
         }
     }
 
-    [[nodiscard]] Tensor block_table(Context& cx, int64_t block_size, bool keep) const {
+    [[nodiscard]] std::vector<int32_t> block_table() {
         constexpr int64_t kStep = 16;  // so that the batches of sequences that grow are of one shape for a while
-        const int64_t columns = std::max<int64_t>(1, (max_k + block_size * kStep - 1) / (block_size * kStep)) * kStep,
-                      count = static_cast<int64_t>(tables.size());
-        std::vector<int32_t> table(static_cast<size_t>(count * columns), 0);
-        for (int64_t i = 0; i < count; ++i) {
-            const auto row = tables[static_cast<size_t>(i)];
-            std::copy_n(row.begin(), std::min<size_t>(row.size(), static_cast<size_t>(columns)), table.begin() + i * columns);
+        columns = std::max<int64_t>(1, (max_k + block_size * kStep - 1) / (block_size * kStep)) * kStep;
+        std::vector<int32_t> table(tables.size() * static_cast<size_t>(columns), 0);
+        for (size_t i = 0; i < tables.size(); ++i) {
+            const auto row = tables[i];
+            std::copy_n(row.begin(), std::min<size_t>(row.size(), static_cast<size_t>(columns)),
+                        table.begin() + static_cast<ptrdiff_t>(i) * columns);
         }
-        return cx.ints(table, keep).view({count, columns});
+        return table;
     }
 
-    [[nodiscard]] SequenceGroup build(Context& cx, int64_t row_begin, int64_t block_size, AttentionForm form, bool keep) const {
+    void list(IntLists& lists) {
+        if (rows == 0) return;
+        cu_q_at = lists.add(cu_q);
+        cu_k_at = lists.add(cu_k);
+        if (block_size > 0 && form == AttentionForm::kExpanded) key_rows_at = lists.add(key_rows);
+        if (block_size > 0 && form == AttentionForm::kAbsorbed) block_table_at = lists.add(block_table());
+    }
+
+    [[nodiscard]] SequenceGroup build(const IntLists& lists, int64_t row_begin) const {
         SequenceGroup group{row_begin, rows, keys, {}, {}};
         if (rows == 0) return group;
-        group.spans = {cx.ints(cu_q, keep), cx.ints(cu_k, keep), {}, max_q, max_k};
+        const auto count = std::ssize(tables);
+        group.spans = {lists.at(cu_q_at, count + 1), lists.at(cu_k_at, count + 1), {}, max_q, max_k};
         if (block_size == 0) return group;
-        if (form == AttentionForm::kExpanded) group.key_rows = cx.ints(key_rows, keep);
-        if (form == AttentionForm::kAbsorbed) group.spans.block_table = block_table(cx, block_size, keep);
+        if (form == AttentionForm::kExpanded) group.key_rows = lists.at(key_rows_at, keys);
+        if (form == AttentionForm::kAbsorbed)
+            group.spans.block_table = lists.at(block_table_at, count * columns).view({count, columns});
         return group;
     }
 };
@@ -54,11 +86,11 @@ struct GroupBuilder {
 
 Batch make_batch(Context& cx, std::span<const SequenceChunk> chunks, int64_t block_size, bool keep) {
     std::vector<int32_t> tokens, positions, slots, cu_seqlens{0};
-    GroupBuilder expanded, absorbed;
+    GroupBuilder expanded{AttentionForm::kExpanded, block_size}, absorbed{AttentionForm::kAbsorbed, block_size};
     for (const SequenceChunk& chunk : chunks) {
         check(block_size > 0 || chunk.past == 0, "make_batch: past tokens need a cache");
         check(chunk.form == AttentionForm::kAbsorbed || absorbed.rows == 0, "make_batch: expanded chunks come first");
-        (chunk.form == AttentionForm::kExpanded ? expanded : absorbed).add(chunk, block_size);
+        (chunk.form == AttentionForm::kExpanded ? expanded : absorbed).add(chunk);
         tokens.insert(tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
         for (int64_t i = 0; i < static_cast<int64_t>(chunk.tokens.size()); ++i) {
             const int64_t position = chunk.past + i;
@@ -71,12 +103,18 @@ Batch make_batch(Context& cx, std::span<const SequenceChunk> chunks, int64_t blo
     }
     Batch batch;
     batch.rows = static_cast<int64_t>(tokens.size());
-    batch.tokens = cx.ints(tokens, keep);
-    batch.positions = cx.ints(positions, keep);
-    if (block_size > 0) batch.slots = cx.ints(slots, keep);
-    batch.cu_seqlens = cx.ints(cu_seqlens, keep);
-    batch.expanded = expanded.build(cx, 0, block_size, AttentionForm::kExpanded, keep);
-    batch.absorbed = absorbed.build(cx, expanded.rows, block_size, AttentionForm::kAbsorbed, keep);
+    IntLists lists;
+    const int64_t tokens_at = lists.add(tokens), positions_at = lists.add(positions), slots_at = lists.add(slots),
+                  cu_seqlens_at = lists.add(cu_seqlens);
+    expanded.list(lists);
+    absorbed.list(lists);
+    lists.write(cx, keep);
+    batch.tokens = lists.at(tokens_at, batch.rows);
+    batch.positions = lists.at(positions_at, batch.rows);
+    if (block_size > 0) batch.slots = lists.at(slots_at, batch.rows);
+    batch.cu_seqlens = lists.at(cu_seqlens_at, std::ssize(cu_seqlens));
+    batch.expanded = expanded.build(lists, 0);
+    batch.absorbed = absorbed.build(lists, expanded.rows);
     return batch;
 }
 

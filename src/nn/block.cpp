@@ -33,13 +33,12 @@ void Block::forward(Context& cx, const Tensor& y, const Tensor& x, const Batch& 
         },
         attention_);
     const Tensor normed = add_rms_norm(cx, h, x, attended, post_attention_layernorm_, keep);
-    const Tensor fed = std::visit(
+    std::visit(
         [&]<class Layer>(const Layer& layer) {
             auto* state = keep ? &saved->feed_forward.emplace<typename Layer::Saved>() : nullptr;
-            return layer.forward(cx, normed, batch, state);
+            layer.forward(cx, y, h, normed, batch, state);
         },
         feed_forward_);
-    cx.ops.add(y, h, fed);
     if (keep) saved->x = x, saved->h = h;
 }
 

@@ -21,6 +21,13 @@ std::pair<Tensor, Tensor> joined(Context& cx, const Tensor& x, const Linear& a, 
     return {y.slice(1, 0, a.weight.rows), y.slice(1, a.weight.rows, y.dim(1))};
 }
 
+// Of the device, for prompts of `rows` tokens in all beside answers: attention to what is cached is bound by reading it, for
+// which not all of the device is needed.
+double part_for_prompts(int64_t rows) {
+    constexpr int64_t kMost = 1024;
+    return rows <= kMost ? static_cast<double>(rows) / (2 * kMost) : 1;
+}
+
 }  // namespace
 
 Mla::Mla(const MlaConfig& config) : config_(config), kv_norm_(config.kv_lora_rank, config.latent_norm_eps) {
@@ -76,19 +83,22 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     if (!q_a && lora) q_a = linear(cx, x, wq_a_, keep);
     if (!kv_a) kv_a = linear(cx, x, wkv_a_, keep);
     const SequenceGroup &many = batch.expanded, &few = batch.absorbed;
+    const bool mixed = many.rows > 0 && few.rows > 0;
     Tensor c_kv, q;   // [n, c_kv + d_r]; [n, h, d_n + d_r], rotated in the rows of `many`
     Expanded keys;    // that `many` attend to
     Tensor q_latent;  // of `few`
+    const auto expand_keys = [&] { keys = expanded_keys(cx, c_kv, many, cache); };
+    const auto absorb_queries = [&] { q_latent = absorbed(cx, few.of(q), few.of(batch.rope)); };
     cx.ops.side_by_side(
         [&] {
             c_kv = latents(cx, kv_a, batch.rope, keep);
             if (cache != nullptr) cx.ops.scatter_weight_rows(page_rows(cache->states[0]), c_kv, batch.slots);
-            if (many.rows > 0) keys = expanded_keys(cx, c_kv, many, cache);
+            if (many.rows > 0 && !mixed) expand_keys();
         },
         [&] {
             q = queries(cx, x, q_a);
             if (many.rows > 0) rotate(cx, many.of(q), many.of(q), many.of(batch.rope));
-            if (few.rows > 0) q_latent = absorbed(cx, few.of(q), few.of(batch.rope));
+            if (few.rows > 0 && !mixed) absorb_queries();
         });
 
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
@@ -97,8 +107,9 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
         attend_absorbed(cx, few.of(o), few.of(lse), q_latent, cache != nullptr ? cache->states[0] : Weight(few.of(c_kv)),
                         few.spans);
     };
-    if (many.rows > 0 && few.rows > 0)
-        cx.ops.side_by_side(attend_many, attend_few);
+    if (mixed)
+        cx.ops.side_by_side([&] { absorb_queries(), attend_few(); }, [&] { expand_keys(), attend_many(); },
+                            part_for_prompts(many.rows));
     else if (many.rows > 0)
         attend_many();
     else if (few.rows > 0)

@@ -10,21 +10,26 @@ void Mlp::visit(const Names& names) {
     down_.visit(names.in("down_proj"));
 }
 
-Tensor Mlp::forward(Context& cx, const Tensor& x, const Batch& /*batch*/, Saved* saved) const {
+void Mlp::forward(Context& cx, const Tensor& y, const Tensor& h, const Tensor& x, const Batch& /*batch*/, Saved* saved) const {
     const bool keep = saved != nullptr;
     const int64_t n = x.dim(0), width = gate_.weight.rows;
     const Tensor both = cx.empty({n, 2 * width}, keep);  // [gate | up]
     const Tensor gate = both.slice(1, 0, width), up = both.slice(1, width, 2 * width);
-    if (const Stacked one = stacked({gate_.weight}, {up_.weight})) {
-        cx.ops.matmul(both, x, one.weights[0]);
-    } else {
-        cx.ops.matmul(gate, x, gate_.weight.weight);
-        cx.ops.matmul(up, x, up_.weight.weight);
-    }
     const Tensor hidden = cx.empty({n, width});
-    cx.ops.swiglu(hidden, gate, up);
+    const Stacked one = stacked({gate_.weight}, {up_.weight});
+    if (one && !keep) {
+        cx.ops.matmul_swiglu(hidden, both, x, one.weights[0]);
+    } else {
+        if (one) {
+            cx.ops.matmul(both, x, one.weights[0]);
+        } else {
+            cx.ops.matmul(gate, x, gate_.weight.weight);
+            cx.ops.matmul(up, x, up_.weight.weight);
+        }
+        cx.ops.swiglu(hidden, gate, up);
+    }
     if (keep) *saved = {x, gate, up};
-    return linear(cx, hidden, down_);
+    cx.ops.add(y, h, linear(cx, hidden, down_));
 }
 
 Tensor Mlp::backward(Context& cx, const Tensor& dy, const Batch& /*batch*/, const Saved& saved) const {

@@ -17,8 +17,9 @@ public:
     Mlp(int64_t hidden_size, int64_t width) : gate_(width, hidden_size), up_(width, hidden_size), down_(hidden_size, width) {}
     void visit(const Names& names);
 
-    // x, dy [n, hidden]. The batch is not looked at: all feed-forwards share one signature.
-    [[nodiscard]] Tensor forward(Context& cx, const Tensor& x, const Batch& batch, Saved* saved) const;
+    // y = h + Mlp(x); all, and dy, [n, hidden]. The batch is not looked at: all feed-forwards share one signature.
+    void forward(Context& cx, const Tensor& y, const Tensor& h, const Tensor& x, const Batch& batch, Saved* saved) const;
+    // Of Mlp(x) alone.
     [[nodiscard]] Tensor backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const;
 
 private:

@@ -54,18 +54,30 @@ std::pair<Tensor, Tensor> halves(const Tensor& both) {
     return {both.slice(1, 0, width), both.slice(1, width, 2 * width)};
 }
 
-// [gate | up] of rows grouped by expert, [m, 2 width].
-Tensor gates_and_ups(Context& cx, const Tensor& x, const std::vector<Param>& gates, const std::vector<Param>& ups,
-                     const Tensor& offsets, bool keep) {
-    Tensor both = cx.empty({x.dim(0), 2 * gates[0].rows}, keep);
-    if (const Stacked one = stacked(gates, ups)) {
-        cx.ops.grouped_matmul(both, x, one.weights, offsets);
-        return both;
+struct Activated {
+    Tensor gate_up;  // [m, 2 width]; only there where it is kept
+    Tensor inner;    // silu(gate) up, [m, width]
+};
+
+// Of rows grouped by expert.
+Activated gates_and_ups(Context& cx, const Tensor& x, const std::vector<Param>& gates, const std::vector<Param>& ups,
+                        const Tensor& offsets, bool keep) {
+    const int64_t m = x.dim(0), width = gates[0].rows;
+    const Activated a{cx.empty({m, 2 * width}, keep), cx.empty({m, width})};
+    const Stacked one = stacked(gates, ups);
+    if (one && !keep) {
+        cx.ops.grouped_matmul_swiglu(a.inner, a.gate_up, x, one.weights, offsets);
+        return a;
     }
-    const auto [gate, up] = halves(both);
-    cx.ops.grouped_matmul(gate, x, weights_of(gates), offsets);
-    cx.ops.grouped_matmul(up, x, weights_of(ups), offsets);
-    return both;
+    const auto [gate, up] = halves(a.gate_up);
+    if (one) {
+        cx.ops.grouped_matmul(a.gate_up, x, one.weights, offsets);
+    } else {
+        cx.ops.grouped_matmul(gate, x, weights_of(gates), offsets);
+        cx.ops.grouped_matmul(up, x, weights_of(ups), offsets);
+    }
+    cx.ops.swiglu(a.inner, gate, up);
+    return a;
 }
 
 // dboth [m, 2 width] -> dx [m, hidden]; accumulates the gradients of gates and ups.
@@ -106,23 +118,22 @@ void Moe::visit(const Names& names) {
     if (config_.n_shared_experts > 0) shared_.visit(names.in("shared_experts"));
 }
 
-// y = sum_{k in top K} w_k Expert_k(x) + Shared(x)
-Tensor Moe::forward(Context& cx, const Tensor& x, const Batch& batch, Saved* saved) const {
+// y = h + Shared(x) + sum_{k in top K} w_k Expert_k(x)
+void Moe::forward(Context& cx, const Tensor& y, const Tensor& h, const Tensor& x, const Batch& batch, Saved* saved) const {
     const bool keep = saved != nullptr;
     Saved routed;
     Mlp::Saved shared;
-    Tensor shared_y;
+    Tensor base = h;
     if (config_.n_shared_experts > 0) {
+        base = cx.empty({x.dim(0), x.dim(1)});
         cx.ops.side_by_side([&] { routed = answers(cx, x, batch, keep); },
-                            [&] { shared_y = shared_.forward(cx, x, batch, keep ? &shared : nullptr); });
+                            [&] { shared_.forward(cx, base, h, x, batch, keep ? &shared : nullptr); });
     } else {
         routed = answers(cx, x, batch, keep);
     }
-    const Tensor y = cx.empty({x.dim(0), x.dim(1)});
-    cx.ops.combine(y, routed.y, routed.slot, routed.choice.weights, shared_y);
+    cx.ops.combine(y, routed.y, routed.slot, routed.choice.weights, base);
     routed.shared = shared;
     if (keep) *saved = routed;
-    return y;
 }
 
 // What the chosen experts say of each token, sorted by expert.
@@ -145,10 +156,8 @@ Moe::Saved Moe::answers(Context& cx, const Tensor& x, const Batch& batch, bool k
     }
     const Tensor dispatched = cx.empty({m, hidden});
     cx.ops.gather_rows(dispatched, x, source);
-    const Tensor gate_up = gates_and_ups(cx, dispatched, gate_, up_, offsets, keep);
+    const auto [gate_up, inner] = gates_and_ups(cx, dispatched, gate_, up_, offsets, keep);
     const auto [gate, up] = halves(gate_up);
-    const Tensor inner = cx.empty({m, gate.dim(1)});
-    cx.ops.swiglu(inner, gate, up);
     const Tensor expert_y = experts(cx, inner, down_, offsets, keep);
     return {x, choice, offsets, source, slot, gate, up, expert_y, {}};
 }

@@ -39,7 +39,8 @@ public:
     explicit Moe(const MoeConfig& config);
     void visit(const Names& names);
 
-    [[nodiscard]] Tensor forward(Context& cx, const Tensor& x, const Batch& batch, Saved* saved) const;
+    // y = h + Moe(x), all [n, hidden]; backward of Moe(x) alone.
+    void forward(Context& cx, const Tensor& y, const Tensor& h, const Tensor& x, const Batch& batch, Saved* saved) const;
     [[nodiscard]] Tensor backward(Context& cx, const Tensor& dy, const Batch& batch, const Saved& saved) const;
 
     [[nodiscard]] Router& router() { return router_; }

@@ -76,8 +76,10 @@ public:
     // Whether tensors may lie in host memory, such as the map of a checkpoint. Where not, write() brings them to the device.
     [[nodiscard]] virtual bool sees_host_memory() const { return true; }
 
-    // first() and second(), neither of whose ops writes what the other's read or write: a device may do both at a time.
-    virtual void side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
+    // first() and second(), neither of whose ops writes what the other's read or write: a device may do both at a time. `share`
+    // in (0, 1): of its processors the second had best take no more than that, as when the first is bound by memory.
+    virtual void side_by_side(const std::function<void()>& first, const std::function<void()>& second, double share = 1) {
+        (void)share;
         first();
         second();
     }
@@ -207,6 +209,17 @@ public:
 
     // ---- activation and loss ---------------------------------------------------------------------------------------------
     virtual void swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;  // y = silu(gate) up; y may be gate or up
+    // The same of products: gate = x w_gate^T and up = x w_up^T, rounded to y's type, w = [w_gate; w_up]. `both` [.., 2 width]
+    // is room for them, whatever it holds afterwards. A device may write y alone.
+    virtual void matmul_swiglu(const Tensor& y, const Tensor& both, const Tensor& x, const Weight& w) {
+        matmul(both, x, w);
+        swiglu(y, both.slice(1, 0, y.dim(1)), both.slice(1, y.dim(1), both.dim(1)));
+    }
+    virtual void grouped_matmul_swiglu(const Tensor& y, const Tensor& both, const Tensor& x, std::span<const Weight> w,
+                                       const Tensor& offsets) {
+        grouped_matmul(both, x, w, offsets);
+        swiglu(y, both.slice(1, 0, y.dim(1)), both.slice(1, y.dim(1), both.dim(1)));
+    }
     virtual void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
                                  const Tensor& up) = 0;
     // loss[i] = -log softmax(logits[i])[targets[i]], 0 where targets[i] < 0. [n], [n, V], [n].

@@ -260,6 +260,26 @@ TEST_P(Bf16Hopper, ExpertsInARowMayBeEmptyOrHoldOneRow) {
     }
 }
 
+TEST_P(Bf16Hopper, GateAndUpInOneProductAreThoseOfTwoOpsToTheBit) {
+    for (int i = 0; i < 2 * kFewCases; ++i) {
+        const int64_t m = coin() ? rows() : integer(1, 900), experts = integer(1, 40), in = wide(), width = wide();
+        const Matrices all = matrices(experts, 2 * width, in);
+        const Pair bounds = offsets(m, experts), x = packed({m, in}), both = packed({m, 2 * width});
+        const Pair y = packed({m, width}), alone = packed({m, width});
+        const Tensor gate = both.device.slice(1, 0, width), up = both.device.slice(1, width, 2 * width);
+        std::vector<Weight> weights;
+        for (const WeightPair& w : all.weights) weights.push_back(w.device);
+        ops->grouped_matmul_swiglu(y.device, both.device, x.device, weights, bounds.device);
+        ops->grouped_matmul(both.device, x.device, weights, bounds.device);
+        ops->swiglu(alone.device, gate, up);
+        EXPECT_EQ(device_values(y).data, device_values(alone).data) << m << " rows, " << experts << " experts";
+        ops->matmul_swiglu(y.device, both.device, x.device, weights[0]);
+        ops->matmul(both.device, x.device, weights[0]);
+        ops->swiglu(alone.device, gate, up);
+        EXPECT_EQ(device_values(y).data, device_values(alone).data) << m << " rows";
+    }
+}
+
 TEST_P(Bf16Hopper, HeadsInARowHaveTheirOwnMatrices) {
     for (int i = 0; i < kFewCases; ++i) {
         const int64_t n = rows(), heads = integer(1, 7), in = wide(), out = wide();
