@@ -58,8 +58,8 @@ private:
 // Called before each repetition.
 using Between = std::function<void()>;
 
-// Greedy decoding of `batch` sequences that are `depth` tokens long, through the engine; beside them, as in a busy server, every
-// step may read the prompt of another, whose tokens are not counted.
+// Greedy decoding of `batch` sequences that are `depth` tokens long, through the engine; beside them, as in a busy server,
+// every step may read the prompt of another, whose tokens are not counted.
 [[nodiscard]] Measurement bench_decode(const BenchOptions& options, Device& device, const Between& between);
 // `batch` prompts of `prompt_tokens` random tokens behind `depth` cached ones, until each has its first new token.
 [[nodiscard]] Measurement bench_prefill(const BenchOptions& options, Device& device, const Between& between);

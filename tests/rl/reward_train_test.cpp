@@ -49,7 +49,7 @@ protected:
     static const fs::path& base() {
         static const fs::path folder = [] {
             const fs::path made = fresh_folder("reward");
-            EXPECT_EQ(fathom_says({"data", "countdown", "--count", "2", "--largest", "20", "--train", "600", "--valid", "200",
+            EXPECT_EQ(fathom_says({"data", "countdown", "--count", "2", "--largest", "40", "--train", "2000", "--valid", "200",
                                    "--seed", "3", "--out", (made / "data").string()})
                           .code,
                       0);
@@ -73,7 +73,7 @@ protected:
 
 TEST_F(RewardTraining, PairsAreRightAnswersAndNearMissesOfTheSameLength) {
     const auto pairs = lines_of(base() / "data/pairs.jsonl"), questions = lines_of(base() / "data/train.jsonl");
-    ASSERT_GT(pairs.size(), 500U);
+    ASSERT_GT(pairs.size(), 1500U);
     std::map<std::string, Json> by_prompt;
     for (const Json& question : questions) by_prompt[question["prompt"].get<std::string>()] = question;
     for (const Json& pair : pairs) {
@@ -90,9 +90,9 @@ TEST_F(RewardTraining, LearnsWhatLengthsDoNotTell) {
     const auto lines = read_metrics(base() / "whole/metrics.jsonl");
     ASSERT_FALSE(lines.empty());
     EXPECT_NEAR(*lines.front().loss, std::log(2.0), 0.7);
-    EXPECT_LT(*lines.back().val_loss, std::log(2.0));
-    // 3600 pairs from a random model of 0.1 M parameters; recipes/countdown/reward.sh asks for 0.75 of a trained one.
-    EXPECT_GE(value_of(lines.back(), "eval/accuracy"), 0.6);
+    EXPECT_LT(*lines.back().val_loss, 0.6);  // six seeds: 0.40 to 0.50; log 2 is chance
+    // A random model of 0.1 M parameters; recipes/countdown/reward.sh asks for 0.75 of a trained one. Six seeds: 0.74 to 0.80.
+    EXPECT_GE(value_of(lines.back(), "eval/accuracy"), 0.68);
     EXPECT_LE(value_of(lines.back(), "eval/length_only_accuracy"), 0.55);
 }
 
