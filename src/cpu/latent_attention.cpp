@@ -7,6 +7,7 @@
 #include "cpu/attention_task.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernels.h"
+#include "cpu/latent_parts.h"
 #include "cpu/rows.h"
 #include "ops/shape_check.h"
 
@@ -118,11 +119,21 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
     std::vector<Piece> pieces;
     for (int64_t i = 0; i < sequences_of(spans); ++i)
         for (int64_t begin = 0; begin < sequence_of(spans, i).len_q * h; begin += kQueryLanes) pieces.push_back({i, begin});
-    const auto count = static_cast<int64_t>(pieces.size());
-    if (count == 0) return;
+    if (pieces.empty()) return;
     const bool whole_numbers =
         !deterministic_ && has_avx512(isa_) && has_whole_number_attention(task_of(pieces[0], u, lse, q, latents, spans, scale));
     const AttentionKernels& kernels = whole_numbers ? attention_kernels_vnni() : attention_kernels_of(isa_);
+    if (!deterministic_) {
+        const LatentParts parts(h);
+        std::vector<AttentionTask> tasks;
+        std::erase_if(pieces, [&](const Piece& piece) {
+            const AttentionTask task = task_of(piece, u, lse, q, latents, spans, scale);
+            if (parts.cut(task)) tasks.push_back(task);
+            return parts.cut(task);
+        });
+        parts.attend(tasks, kernels, kernels_of(isa_), pool_, scratch_);
+    }
+    const auto count = static_cast<int64_t>(pieces.size());
     if (count < pool_.size()) {  // one token of one sequence or so: threads share the keys
         for (const Piece& piece : pieces)
             split_over_threads(task_of(piece, u, lse, q, latents, spans, scale), kernels, pool_, scratch_);

@@ -171,5 +171,37 @@ TEST(LatentAttention, OfARowDoesNotDependOnTheOthers) {
     EXPECT_EQ(bytes_of(u) == bytes_of(expected), true);
 }
 
+// Long sequences, not deterministic: keys in parts (cpu/latent_parts.h).
+TEST(LatentAttention, InPartsIsTheSameUpToRoundingAloneAndOnAnyThreads) {
+    Tensors make(6);
+    ThreadPool one(1), three(3);
+    for (const Isa isa : isas())
+        for (const auto& [heads, c, r] : {Shape{16, 64, 16}, Shape{64, 32, 16}})
+            for (const int64_t block : {0, 64, 100}) {
+                const Problem p(make, heads, c, r, {3, 1, 40}, 1000);
+                CpuOps exact(one, isa), alone(one, isa, false), ops(three, isa, false);
+                p.run(exact);
+                const Tensor u = make.empty(DType::kF32, {44, heads, c}), lse = make.empty(DType::kF32, {44, heads});
+                Tensor latents = p.latents;
+                const Spans spans = block == 0 ? p.spans : paged(make, exact, p, DType::kF32, block, latents);
+                ops.latent_attention(u, lse, p.q, latents, spans, p.scale);
+                for (int64_t i = 0; i < u.size(); ++i) ASSERT_NEAR(u.as<float>()[i], p.u.as<float>()[i], 2e-6);
+                for (int64_t i = 0; i < lse.size(); ++i) ASSERT_NEAR(lse.as<float>()[i], p.lse.as<float>()[i], 4e-6);
+                const std::string all = bytes_of(u);
+                alone.latent_attention(u, lse, p.q, latents, spans, p.scale);
+                EXPECT_EQ(all == bytes_of(u), true) << "one thread";
+                // The last sequence's first 20 rows, without what follows and without the other sequences.
+                if (block != 0) continue;
+                const int64_t before = 2004;  // keys of the others
+                const Tensor few = make.empty(DType::kF32, {20, heads, c}), few_lse = make.empty(DType::kF32, {20, heads});
+                ops.latent_attention(few, few_lse, p.q.slice(0, 4, 24), p.latents.slice(0, before, before + 1020),
+                                     make.spans({20}, 1000), p.scale);
+                EXPECT_EQ(all.substr(static_cast<size_t>(4 * heads * c) * 4, static_cast<size_t>(20 * heads * c) * 4) ==
+                              bytes_of(few),
+                          true)
+                    << "alone";
+            }
+}
+
 }  // namespace
 }  // namespace fathom
