@@ -138,6 +138,8 @@ void add_products(Cases& cases) {
                   4096, false);
     cases.add("1 row 64 experts [2048, 1408] bf16 panels", Form::kPanels, bf16, 64, 1, 2048, 1408, true);
     cases.add("1 row 16 x [4096, 4096] f16 panels", Form::kPanels, DType::kF16, 16, 1, 4096, 4096, false);
+    for (const int64_t n : {12, 48, 512})
+        cases.add(fmt::format("{} rows [4096, 4096] f16 panels", n), Form::kPanels, DType::kF16, 1, n, 4096, 4096, false);
     cases.add("1 row 8 x [4096, 4096] f32", Form::kForward, DType::kF32, 8, 1, 4096, 4096, false);
     cases.add("1 row 16 x [4096, 4096] f16", Form::kForward, DType::kF16, 16, 1, 4096, 4096, false);
     cases.add("1 row 16 x [4096, 4096] fp8", Form::kForward, DType::kF8E4M3, 16, 1, 4096, 4096, false);
