@@ -16,7 +16,8 @@ class CpuOps : public Ops {
 public:
     // The best instruction set this machine has (cpu/isa.h). Not `deterministic`: attention over caches of int8 or int4 blocks
     // rounds queries and the softmax's weights to 8 bits (docs/decisions/013), and products of panels of bf16 may round
-    // activations to bf16 (docs/decisions/014), which the trainer does not.
+    // activations to bf16 (docs/decisions/014), which the trainer does not; sums over many cached keys are cut
+    // (cpu/latent_parts.h).
     explicit CpuOps(ThreadPool& pool, bool deterministic = true);
     explicit CpuOps(ThreadPool& pool, Isa isa, bool deterministic = true);  // tests: this one
     [[nodiscard]] DType compute_dtype() const override { return DType::kF32; }
