@@ -124,7 +124,7 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
         !deterministic_ && has_avx512(isa_) && has_whole_number_attention(task_of(pieces[0], u, lse, q, latents, spans, scale));
     const AttentionKernels& kernels = whole_numbers ? attention_kernels_vnni() : attention_kernels_of(isa_);
     if (!deterministic_) {
-        const LatentParts parts(h);
+        constexpr LatentParts parts;
         std::vector<AttentionTask> tasks;
         std::erase_if(pieces, [&](const Piece& piece) {
             const AttentionTask task = task_of(piece, u, lse, q, latents, spans, scale);

@@ -14,18 +14,18 @@ int64_t part_floats(const AttentionTask& task) { return task.lanes * (task.d_v +
 
 }  // namespace
 
-int64_t LatentParts::count(const AttentionTask& task) const { return (task.visible[task.lanes - 1] + keys_ - 1) / keys_; }
+int64_t LatentParts::count(const AttentionTask& task) const { return (task.visible[task.lanes - 1] + kKeys - 1) / kKeys; }
 
 bool LatentParts::cut(const AttentionTask& task) const {
-    return count(task) > 1 && (task.keys.pages == nullptr || keys_ % task.keys.block == 0);
+    return count(task) > 1 && (task.keys.pages == nullptr || kKeys % task.keys.block == 0);
 }
 
 AttentionTask LatentParts::part(AttentionTask task, int64_t index, float* memory) const {
-    const int64_t begin = index * keys_;
+    const int64_t begin = index * kKeys;
     for (int64_t i = 0; i < task.lanes; ++i) {
         task.o[i] = memory + i * task.d_v;
         task.lse[i] = memory + task.lanes * task.d_v + i;
-        task.visible[i] = std::min(task.visible[i] - begin, keys_);
+        task.visible[i] = std::min(task.visible[i] - begin, kKeys);
     }
     if (task.keys.pages == nullptr)
         task.keys.data += begin * task.keys.stride;
@@ -36,7 +36,7 @@ AttentionTask LatentParts::part(AttentionTask task, int64_t index, float* memory
 
 // `memory`: the task's parts, of which those count that hold a key the lane sees.
 void LatentParts::join(const AttentionTask& task, int64_t lane, const float* memory, const Kernels& rows) const {
-    const int64_t parts = (task.visible[lane] + keys_ - 1) / keys_;
+    const int64_t parts = (task.visible[lane] + kKeys - 1) / kKeys;
     std::vector<const float*> o(static_cast<size_t>(parts));
     std::vector<float> weight(static_cast<size_t>(parts));
     for (int64_t i = 0; i < parts; ++i) {

@@ -2,7 +2,7 @@
 // attended to by itself, so that a key is read once for its score and its value, and threads share one sequence. The parts'
 // results are joined by their sums of exponentials:
 //   o = sum_i exp(lse_i - top) o_i / sum_i exp(lse_i - top),  lse = top + log(sum_i exp(lse_i - top))
-// Cuts are at multiples of a number of keys that depends on the heads only: a row's bits depend neither on its batch nor on
+// Cuts are at multiples of one number of keys: a row's bits depend neither on its batch nor on
 // threads. They are not those of AttentionKernels::forward.
 #pragma once
 
@@ -17,9 +17,6 @@ namespace fathom {
 
 class LatentParts {
 public:
-    // Joining a part costs a pass over the sums of all heads, which more keys repay.
-    explicit LatentParts(int64_t heads) : keys_(heads >= kQueryLanes / 2 ? 1024 : 256) {}
-
     // Is `task` to be attended to in parts? More keys than one part's, in pages that no cut divides.
     [[nodiscard]] bool cut(const AttentionTask& task) const;
     // All `tasks`, of which `cut` is true.
@@ -27,7 +24,9 @@ public:
                 Scratch& scratch) const;
 
 private:
-    int64_t keys_;
+    // A part packs the queries and is joined by a pass over the sums of all heads, which many keys repay: of 256, for 16 heads,
+    // both took a fifth of a token's attention.
+    static constexpr int64_t kKeys = 1024;
 
     [[nodiscard]] int64_t count(const AttentionTask& task) const;
     [[nodiscard]] AttentionTask part(AttentionTask task, int64_t index, float* memory) const;

@@ -62,6 +62,15 @@ TEST(Bench, ABatchSharesItsWeights) {
     EXPECT_LT(together.bytes_per_token, 0.7 * alone);
 }
 
+TEST(Bench, PromptsReadBesideAnswersAreNotCountedButReachMoreExperts) {
+    BenchOptions options = small("decode");
+    const Measurement alone = measure(bench_decode, options);
+    options.reading = 8;
+    const Measurement beside = measure(bench_decode, options);
+    EXPECT_EQ(beside.tokens, alone.tokens);
+    EXPECT_GT(beside.bytes_per_token, alone.bytes_per_token);
+}
+
 TEST(Bench, PrefillTakesUpBehindWhatIsCached) {
     BenchOptions options = small("prefill");
     options.batch = 2;
