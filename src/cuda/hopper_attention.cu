@@ -327,7 +327,8 @@ void attention_forward(const Attention& a, cudaStream_t stream) {
     constexpr int kBytes = sizeof(Shared) + 1024;
     allow_shared_memory(reinterpret_cast<const void*>(attention_kernel), kBytes);
     plan_kernel<<<1, kWarp, 0, stream>>>(p);
-    attention_kernel<<<a.multiprocessors > 0 ? a.multiprocessors : multiprocessors(), kThreads, kBytes, stream>>>(maps, p);
+    const int blocks = a.multiprocessors > 0 ? a.multiprocessors : multiprocessors();
+    attention_kernel<<<blocks, kThreads, kBytes, stream>>>(maps, p);
     require(cudaGetLastError(), "attention_forward");
 }
 
