@@ -19,17 +19,20 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows, first_column = static_cast<int64_t>(blockIdx.y) * kColumns;
     const int64_t chunks = p.k / kChunk, at = lane % 4 * kPiece;
-    const auto load = [&](uint4& to, const Bf16* from, int64_t row, int64_t rows, int64_t stride, int64_t chunk) {
-        to = row < rows && chunk < chunks ? __ldg(reinterpret_cast<const uint4*>(from + row * stride + chunk * kChunk + at))
-                                          : make_uint4(0, 0, 0, 0);
+    // Of w alone, which nothing writes meanwhile, through the read-only cache: the kernel ahead may still be writing x.
+    const auto piece = [&](const Bf16* row, int64_t chunk) {
+        return reinterpret_cast<const uint4*>(row + chunk * kChunk + at);
     };
+    const uint4 zeros = make_uint4(0, 0, 0, 0);
     uint4 held[kHeld][kTiles];
     const auto hold = [&](int64_t chunk) {
 #pragma unroll
         for (int h = 0; h < kHeld; ++h)
 #pragma unroll
-            for (int j = 0; j < kTiles; ++j)
-                load(held[h][j], w, first_column + 8 * j + lane / 4, p.n, w_row, chunk + h * kWarps);
+            for (int j = 0; j < kTiles; ++j) {
+                const int64_t column = first_column + 8 * j + lane / 4, from = chunk + h * kWarps;
+                held[h][j] = column < p.n && from < chunks ? __ldg(piece(w + column * w_row, from)) : zeros;
+            }
     };
     hold(warp);
     if (constant) begin_early();
@@ -40,8 +43,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 #pragma unroll
         for (int h = 0; h < kHeld; ++h)
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-                load(rows[h][half], x, first + 8 * half + lane / 4, p.m, p.a_m, chunk + h * kWarps);
+            for (int half = 0; half < 2; ++half) {
+                const int64_t row = first + 8 * half + lane / 4, from = chunk + h * kWarps;
+                rows[h][half] = row < p.m && from < chunks ? *piece(x + row * p.a_m, from) : zeros;
+            }
 #pragma unroll
         for (int h = 0; h < kHeld; ++h) {
             const uint4 &high = rows[h][0], &low = rows[h][1];

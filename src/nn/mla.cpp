@@ -83,6 +83,8 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     if (!q_a && lora) q_a = linear(cx, x, wq_a_, keep);
     if (!kv_a) kv_a = linear(cx, x, wkv_a_, keep);
     const SequenceGroup &many = batch.expanded, &few = batch.absorbed;
+    // Latents and queries go side by side as far as one form of attention takes them; where both forms are in the batch, what
+    // each needs comes with it instead, and the forms go side by side.
     const bool mixed = many.rows > 0 && few.rows > 0;
     Tensor c_kv, q;   // [n, c_kv + d_r]; [n, h, d_n + d_r], rotated in the rows of `many`
     Expanded keys;    // that `many` attend to
