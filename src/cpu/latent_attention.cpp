@@ -124,14 +124,14 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
         !deterministic_ && has_avx512(isa_) && has_whole_number_attention(task_of(pieces[0], u, lse, q, latents, spans, scale));
     const AttentionKernels& kernels = whole_numbers ? attention_kernels_vnni() : attention_kernels_of(isa_);
     if (!deterministic_) {
-        constexpr LatentParts parts;
         std::vector<AttentionTask> tasks;
         std::erase_if(pieces, [&](const Piece& piece) {
             const AttentionTask task = task_of(piece, u, lse, q, latents, spans, scale);
-            if (parts.cut(task)) tasks.push_back(task);
-            return parts.cut(task);
+            const bool cut = goes_in_parts(task);
+            if (cut) tasks.push_back(task);
+            return cut;
         });
-        parts.attend(tasks, kernels, kernels_of(isa_), pool_, scratch_);
+        attend_in_parts(tasks, kernels, kernels_of(isa_), pool_, scratch_);
     }
     const auto count = static_cast<int64_t>(pieces.size());
     if (count < pool_.size()) {  // one token of one sequence or so: threads share the keys

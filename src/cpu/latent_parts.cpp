@@ -7,20 +7,17 @@
 namespace fathom {
 namespace {
 
+// A part packs the queries and is joined by a pass over the sums of all heads, which many keys repay: of 256, for 16 heads,
+// both took a fifth of a token's attention.
+constexpr int64_t kKeys = 1024;
 constexpr int64_t kMostFloats = int64_t{8} << 20;  // of parts that wait to be joined, unless one task has more
 
 // A part's o [lanes, d_v] and lse [lanes].
 int64_t part_floats(const AttentionTask& task) { return task.lanes * (task.d_v + 1); }
 
-}  // namespace
+int64_t count(const AttentionTask& task) { return (task.visible[task.lanes - 1] + kKeys - 1) / kKeys; }
 
-int64_t LatentParts::count(const AttentionTask& task) const { return (task.visible[task.lanes - 1] + kKeys - 1) / kKeys; }
-
-bool LatentParts::cut(const AttentionTask& task) const {
-    return count(task) > 1 && (task.keys.pages == nullptr || kKeys % task.keys.block == 0);
-}
-
-AttentionTask LatentParts::part(AttentionTask task, int64_t index, float* memory) const {
+AttentionTask part(AttentionTask task, int64_t index, float* memory) {
     const int64_t begin = index * kKeys;
     for (int64_t i = 0; i < task.lanes; ++i) {
         task.o[i] = memory + i * task.d_v;
@@ -35,7 +32,7 @@ AttentionTask LatentParts::part(AttentionTask task, int64_t index, float* memory
 }
 
 // `memory`: the task's parts, of which those count that hold a key the lane sees.
-void LatentParts::join(const AttentionTask& task, int64_t lane, const float* memory, const Kernels& rows) const {
+void join(const AttentionTask& task, int64_t lane, const float* memory, const Kernels& rows) {
     const int64_t parts = (task.visible[lane] + kKeys - 1) / kKeys;
     std::vector<const float*> o(static_cast<size_t>(parts));
     std::vector<float> weight(static_cast<size_t>(parts));
@@ -50,17 +47,8 @@ void LatentParts::join(const AttentionTask& task, int64_t lane, const float* mem
     *task.lse[lane] = top + std::log(sum);
 }
 
-void LatentParts::attend(std::span<const AttentionTask> tasks, const AttentionKernels& attention, const Kernels& rows,
-                         ThreadPool& pool, Scratch& scratch) const {
-    for (size_t begin = 0, end = 0; begin < tasks.size(); begin = end) {
-        for (int64_t floats = 0; end < tasks.size() && (end == begin || floats < kMostFloats); ++end)
-            floats += count(tasks[end]) * part_floats(tasks[end]);
-        attend_some(tasks.subspan(begin, end - begin), attention, rows, pool, scratch);
-    }
-}
-
-void LatentParts::attend_some(std::span<const AttentionTask> tasks, const AttentionKernels& attention, const Kernels& rows,
-                              ThreadPool& pool, Scratch& scratch) const {
+void attend_some(std::span<const AttentionTask> tasks, const AttentionKernels& attention, const Kernels& rows, ThreadPool& pool,
+                 Scratch& scratch) {
     struct Item {
         const AttentionTask* task;
         int64_t index;  // of the part or the lane
@@ -90,6 +78,21 @@ void LatentParts::attend_some(std::span<const AttentionTask> tasks, const Attent
             join(*task, lane, first, rows);
         }
     });
+}
+
+}  // namespace
+
+bool goes_in_parts(const AttentionTask& task) {
+    return count(task) > 1 && (task.keys.pages == nullptr || kKeys % task.keys.block == 0);
+}
+
+void attend_in_parts(std::span<const AttentionTask> tasks, const AttentionKernels& attention, const Kernels& rows,
+                     ThreadPool& pool, Scratch& scratch) {
+    for (size_t begin = 0, end = 0; begin < tasks.size(); begin = end) {
+        for (int64_t floats = 0; end < tasks.size() && (end == begin || floats < kMostFloats); ++end)
+            floats += count(tasks[end]) * part_floats(tasks[end]);
+        attend_some(tasks.subspan(begin, end - begin), attention, rows, pool, scratch);
+    }
 }
 
 }  // namespace fathom
