@@ -115,6 +115,7 @@ class PackedSteps {
 public:
     static constexpr bool kHalfGroups = kTraits<T>.half_groups, kHasOffset = kTraits<T>.has_offset();
 
+    PackedSteps() = default;
     explicit PackedSteps(const uint8_t* panel) : at_(panel), fetched_(panel + kAhead) {}
     [[gnu::always_inline]] inline void open() {
         if constexpr (kAhead > 0)
@@ -138,7 +139,7 @@ public:
 
 private:
     static constexpr int64_t kLine = 64;
-    const uint8_t *at_, *fetched_;
+    const uint8_t *at_ = nullptr, *fetched_ = nullptr;
     int64_t in_block_ = 0;
     __m512 d_ = _mm512_setzero_ps(), m_ = _mm512_setzero_ps();
     [[nodiscard]] const uint8_t* scales() const { return at_ + kTraits<T>.code_bytes(); }
@@ -151,6 +152,7 @@ public:
     static constexpr bool kHalfGroups = HalfGroups, kHasOffset = HasOffset;
     static constexpr int64_t kGroups = HalfGroups ? 2 : 1, kBytes = kCodes + kFloats * kGroups * (HasOffset ? 2 : 1);
 
+    UnpackedSteps() = default;
     explicit UnpackedSteps(const uint8_t* panel) : at_(panel) {}
     void open() {}
     void next() { at_ += kBytes; }
@@ -162,7 +164,7 @@ public:
     [[nodiscard]] __m512 offset(int group) const { return _mm512_load_ps(at_ + kCodes + kFloats * (kGroups + group)); }
 
 private:
-    const uint8_t* at_;
+    const uint8_t* at_ = nullptr;
 };
 template <BlockType T>
 using Unpacked = UnpackedSteps<kTraits<T>.half_groups, kTraits<T>.has_offset()>;
