@@ -85,7 +85,7 @@ private:
 #pragma GCC unroll 16
         for (int r = 0; r < kTileRows; ++r) {
             const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(products + r * kPanelLanes));
-            y[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(_mm512_set1_ps(left.d[r]), sum), y[r]);
+            y[r] = _mm512_fmadd_ps(_mm512_set1_ps(left.d[r]), _mm512_mul_ps(scale, sum), y[r]);
         }
         if constexpr (S::kHasOffset) {
             const __m512 offset = step.offset(0);

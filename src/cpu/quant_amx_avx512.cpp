@@ -1,7 +1,5 @@
 #include "cpu/quant_amx.h"
 
-#include "cpu/quant_rows_avx512.h"
-
 namespace fathom {
 namespace {
 
@@ -16,7 +14,7 @@ void multiply(const PanelTile& tile, uint8_t* scratch) {
 }  // namespace
 
 const QuantKernels& quant_kernels_amx() {
-    static constexpr QuantKernels kKernels{quantize_row_avx512, multiply};
+    static const QuantKernels kKernels{quant_kernels_vnni_avx512().quantize_row, multiply};
     return kKernels;
 }
 

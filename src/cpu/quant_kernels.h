@@ -3,7 +3,7 @@
 //
 // Per row of activations and step of 32 columns: d = max |x| / 127, q = x / d rounded to nearest even. Then per lane, over
 // ascending groups of columns (16 or 32):
-//   y = fma(scale, d * float(sum_k code q), y);  with an offset, then y = fma(offset, d * float(sum_k q), y)
+//   y = fma(d, scale * float(sum_k code q), y);  with an offset, then y = fma(offset, d * float(sum_k q), y)
 // Integer sums are exact in any order, so every instruction set, tiling and number of rows gives these bits.
 #pragma once
 
@@ -18,7 +18,7 @@ namespace fathom {
 // columns.
 struct StepFactors {
     float d;           // of the activations
-    int32_t shift[2];  // -zero times the sum of q
+    int32_t shift[2];  // -zero times the sum of q, plus what the kernels begin their sums with
     float sum[2];      // d * float(sum of q)
 };
 

@@ -96,8 +96,8 @@ struct Lanes8 {
                     for (int half = 0; half < 2; ++half) {
                         const float* const scale = factors + g * kPanelLanes + 8 * half;
                         const StepFactors& f = of_row[r * steps];
-                        const __m256 product = _mm256_mul_ps(_mm256_set1_ps(f.d), _mm256_cvtepi32_ps(sum[r][half]));
-                        y[r][half] = _mm256_fmadd_ps(_mm256_loadu_ps(scale), product, y[r][half]);
+                        const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(scale), _mm256_cvtepi32_ps(sum[r][half]));
+                        y[r][half] = _mm256_fmadd_ps(_mm256_set1_ps(f.d), scaled, y[r][half]);
                         if constexpr (kHasOffset)
                             y[r][half] = _mm256_fmadd_ps(_mm256_loadu_ps(scale + kGroups * kPanelLanes),
                                                          _mm256_set1_ps(f.sum[g]), y[r][half]);

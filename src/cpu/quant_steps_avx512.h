@@ -17,6 +17,10 @@ constexpr int64_t kFloats = kPanelLanes * sizeof(float);  // bytes of one factor
 template <BlockType T>
 constexpr PanelTraits kTraits = panel_traits(T);
 
+// A scale has at most 22 bits and three times it no more exponent than f32: a half, or a half times a byte.
+template <BlockType T>
+constexpr bool kShortScaleOf = kTraits<T>.factors != PanelFactors::kE8m0;
+
 // ---- codes and factors ---------------------------------------------------------------------------------------------------
 
 __m512 halves(const uint8_t* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
@@ -113,7 +117,8 @@ __m512 offset_of(__m512 m, const uint8_t* scales, int g) {
 template <BlockType T, int64_t kAhead = 0>
 class PackedSteps {
 public:
-    static constexpr bool kHalfGroups = kTraits<T>.half_groups, kHasOffset = kTraits<T>.has_offset();
+    static constexpr bool kHalfGroups = kTraits<T>.half_groups, kHasOffset = kTraits<T>.has_offset(),
+                          kShortScale = kShortScaleOf<T>;
 
     PackedSteps() = default;
     explicit PackedSteps(const uint8_t* panel) : at_(panel), fetched_(panel + kAhead) {}
@@ -146,10 +151,10 @@ private:
 };
 
 // Per step 512 codes, the scales of its groups, their offsets if there are any.
-template <bool HalfGroups, bool HasOffset>
+template <bool HalfGroups, bool HasOffset, bool ShortScale>
 class UnpackedSteps {
 public:
-    static constexpr bool kHalfGroups = HalfGroups, kHasOffset = HasOffset;
+    static constexpr bool kHalfGroups = HalfGroups, kHasOffset = HasOffset, kShortScale = ShortScale;
     static constexpr int64_t kGroups = HalfGroups ? 2 : 1, kBytes = kCodes + kFloats * kGroups * (HasOffset ? 2 : 1);
 
     UnpackedSteps() = default;
@@ -167,7 +172,7 @@ private:
     const uint8_t* at_ = nullptr;
 };
 template <BlockType T>
-using Unpacked = UnpackedSteps<kTraits<T>.half_groups, kTraits<T>.has_offset()>;
+using Unpacked = UnpackedSteps<kTraits<T>.half_groups, kTraits<T>.has_offset(), kShortScaleOf<T>>;
 
 template <int kLess, class S, int... v>
 void unpack_quads(uint8_t* to, const S& step, std::integer_sequence<int, v...>) {

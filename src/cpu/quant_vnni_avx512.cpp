@@ -1,12 +1,13 @@
 // The products of panels with AVX512-VNNI: each quad of codes meets four broadcast bytes of every row, 16 x 4 multiply-adds per
-// vpdpbusd; per step, row and panel 8 of them, then convert, multiply, fma. Integer and float sums stay in registers: of up to
-// 12 rows and one panel, or of 6 rows and two panels that share what is broadcast, 8 loads for 12 products instead of 13 (as many
-// loads as products keep each other waiting). Up to 12 rows unpack a step's codes on the way; for more rows a tile of panels is
-// unpacked once, to bytes and f32 factors in L2. One row reads a panel at 50 GB/s and more from the cache, several times what
-// memory gives.
+// vpdpbusd; per step, row and panel 8 of them, then two fma. Integer and float sums stay in registers: of up to 12 rows and one
+// panel, or of 6 rows and two panels that share what is broadcast, 8 loads for 12 products instead of 13 (as many loads as
+// products keep each other waiting). Up to 12 rows unpack a step's codes on the way; for more rows a tile of panels is unpacked
+// once, to bytes and f32 factors in L2. One row reads a panel at 50 GB/s and more from the cache, several times what memory
+// gives.
 #include <immintrin.h>
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <utility>
 
 #include "cpu/quant_rows_avx512.h"
@@ -14,6 +15,11 @@
 
 namespace fathom {
 namespace {
+
+// Integer sums begin with the bits of 3 * 2^22 instead of 0: they are numbers of f32 then without being converted, as none is
+// beyond 2^22 (32 * 255 * 127 = 2^19.98), and one fma takes the start off and multiplies by the scale.
+constexpr float kStart = 12582912.0f;
+constexpr auto kStartBits = std::bit_cast<int32_t>(kStart);
 
 constexpr int kMaxRows = 12;
 constexpr int kRowsFromMemory = 4;  // so few leave reading the bottleneck
@@ -45,6 +51,13 @@ template <int kFirst, class S, int P, int R, int... i>
     (add_pair<kFirst + i>(sum, step, q + 8 * (kFirst + i), row_bytes), ...);
 }
 
+// scale * float(sum) of a sum that began at kStart, whose bits are kStart + sum as f32; less: -kStart scale, without rounding.
+template <class S>
+[[gnu::always_inline]] inline __m512 scaled(__m512i sum, __m512 scale, __m512 less) {
+    if constexpr (S::kShortScale) return _mm512_fmadd_ps(_mm512_castsi512_ps(sum), scale, less);
+    return _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_castsi512_ps(sum), _mm512_set1_ps(kStart)));
+}
+
 // Group kGroup of a step of P panels times R rows. Places inside a step are template arguments: as a loop's variable they kept
 // the unpacking of codes from being inlined, which cost Q6_K a third; left to itself, the compiler calls add_pair as well.
 template <int kGroup, class S, int P, int R>
@@ -59,12 +72,10 @@ template <int kGroup, class S, int P, int R>
     add_pairs<kVectors * kGroup>(sum, step, q, steps * kPanelStep, std::make_integer_sequence<int, kVectors>{});
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) {
-        const __m512 scale = step[p].scale(kGroup);
+        const __m512 scale = step[p].scale(kGroup), less = _mm512_mul_ps(scale, _mm512_set1_ps(-kStart));
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            const __m512 d = _mm512_set1_ps(of_row[r * steps].d);
-            y[p][r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[p][r])), y[p][r]);
-        }
+        for (int r = 0; r < R; ++r)
+            y[p][r] = _mm512_fmadd_ps(_mm512_set1_ps(of_row[r * steps].d), scaled<S>(sum[p][r], scale, less), y[p][r]);
         if constexpr (S::kHasOffset) {
             const __m512 offset = step[p].offset(kGroup);
 #pragma GCC unroll 12
@@ -170,7 +181,8 @@ void multiply(const PanelTile& tile, uint8_t* scratch) {
 }  // namespace
 
 const QuantKernels& quant_kernels_vnni_avx512(bool fetch_ahead) {
-    static constexpr QuantKernels kPlain{quantize_row_avx512, multiply<false>}, kFetching{quantize_row_avx512, multiply<true>};
+    static constexpr QuantKernels kPlain{quantize_row_avx512<kStartBits>, multiply<false>},
+        kFetching{quantize_row_avx512<kStartBits>, multiply<true>};
     return fetch_ahead ? kFetching : kPlain;
 }
 

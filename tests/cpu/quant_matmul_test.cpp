@@ -97,7 +97,7 @@ float defined_product(const Weight& w, int64_t row, const float* x) {
                 all += step.q[i];
             }
             const int64_t g = (in_block + from) / 16;
-            y = std::fma(block.scale[g], step.d * static_cast<float>(sum), y);
+            y = std::fma(step.d, block.scale[g] * static_cast<float>(sum), y);
             if (has_minimum(w.block)) y = std::fma(block.offset[g], step.d * static_cast<float>(all), y);
         }
     }
