@@ -3,8 +3,6 @@
 //   dgrad    dx = dy w       A = dy,    B = w stored [k, n]
 //   wgrad    dw += dy^T x    A = dy^T,  B = x stored [k, n]
 #include <fmt/format.h>
-#include <concepts>
-#include <source_location>
 
 #include "cpu/cpu_ops.h"
 #include "cpu/gemm.h"
@@ -18,13 +16,6 @@ namespace fathom {
 namespace {
 
 enum class Form : uint8_t { kForward, kDgrad };
-
-// check() with a message that is put together when it is wanted: decoding a token checks a thousand products.
-template <std::invocable Message>
-void require(bool condition, const Message& message, const std::source_location& where = std::source_location::current()) {
-    if (!condition) [[unlikely]]
-        check(false, message(), where);
-}
 
 void check_activation(const Tensor& x, int rank, std::string_view what) {
     require(x.rank == rank && x.dtype == DType::kF32,

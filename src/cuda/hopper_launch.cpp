@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 
 #include "base/error.h"
 
@@ -70,13 +72,18 @@ bool available() {
 }
 
 int multiprocessors() {
-    int device = 0, count = 0;
-    require(cudaGetDevice(&device), "cudaGetDevice");
-    require(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-    return count;
+    static const int result = [] {
+        int device = 0, count = 0;
+        require(cudaGetDevice(&device), "cudaGetDevice");
+        require(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+        return count;
+    }();
+    return result;
 }
 
 void allow_shared_memory(const void* kernel, int bytes) {
+    thread_local std::unordered_map<const void*, int> allowed;
+    if (std::exchange(allowed[kernel], bytes) == bytes) return;
     require(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
 }
 

@@ -30,9 +30,9 @@ struct TensorMap3 {
 // kernels can be tested on a Hopper card; read once.
 [[nodiscard]] bool available();
 
-[[nodiscard]] int multiprocessors();  // of the current device
+[[nodiscard]] int multiprocessors();  // of the device, which a process does not change
 
-// Lets `kernel` use `bytes` of shared memory.
+// Lets `kernel` use `bytes` of shared memory; the driver is asked once.
 void allow_shared_memory(const void* kernel, int bytes);
 
 // Launches `kernel` so that its blocks may start while the kernel before it in the stream ends (programmatic dependent launch):

@@ -5,16 +5,17 @@
 #include "cuda/cuda_ops.h"
 #include "cuda/products.h"
 #include "cuda/quant.h"
+#include "ops/shape_check.h"
 
 namespace fathom {
 namespace cuda {
 namespace {
 
 void check_activation(const Tensor& x, int rank, std::string_view what) {
-    check(x.rank == rank && (x.dtype == DType::kF32 || x.dtype == DType::kBF16),
-          fmt::format("{}: {} is not an F32 or BF16 tensor of rank {}", what, x.describe(), rank));
-    check(x.dim(-1) <= 1 || x.stride[static_cast<size_t>(rank - 1)] == 1,
-          fmt::format("{}: the last dimension is not contiguous", what));
+    require(x.rank == rank && (x.dtype == DType::kF32 || x.dtype == DType::kBF16),
+            [&] { return fmt::format("{}: {} is not an F32 or BF16 tensor of rank {}", what, x.describe(), rank); });
+    require(x.dim(-1) <= 1 || x.stride[static_cast<size_t>(rank - 1)] == 1,
+            [&] { return fmt::format("{}: the last dimension is not contiguous", what); });
 }
 
 void check_weight(const Weight& w, std::string_view what) {
@@ -23,14 +24,15 @@ void check_weight(const Weight& w, std::string_view what) {
     if (w.scheme != Scheme::kPlain)  // or of few bits (quant.h)
         throw Error(ErrorKind::kDevice,
                     "the GPU computes with F32, BF16, F16, FP8, int8 and int4 weights; use --device cpu for others");
-    check(codes.rank == 2 && known, fmt::format("{}: a weight {}", what, codes.describe()));
-    check(codes.dim(1) <= 1 || codes.stride[1] == 1, fmt::format("{}: the weight's rows are not contiguous", what));
+    require(codes.rank == 2 && known, [&] { return fmt::format("{}: a weight {}", what, codes.describe()); });
+    require(codes.dim(1) <= 1 || codes.stride[1] == 1,
+            [&] { return fmt::format("{}: the weight's rows are not contiguous", what); });
 }
 
 void check_offsets(const Tensor& offsets, size_t experts, std::string_view what) {
-    check(offsets.rank == 1 && offsets.dtype == DType::kI32 && offsets.contiguous() &&
-              offsets.dim(0) == static_cast<int64_t>(experts) + 1,
-          fmt::format("{}: offsets {} for {} experts", what, offsets.describe(), experts));
+    require(offsets.rank == 1 && offsets.dtype == DType::kI32 && offsets.contiguous() &&
+                offsets.dim(0) == static_cast<int64_t>(experts) + 1,
+            [&] { return fmt::format("{}: offsets {} for {} experts", what, offsets.describe(), experts); });
 }
 
 // c = a w^T or a w, but for what its groups have of their own. The last dimensions of c and a are columns and k.
@@ -43,9 +45,12 @@ Product with_weights(ProductForm form, const Tensor& c, const Tensor& a, std::sp
     p.k = a.dim(-1);
     for (const Weight& weight : w) {
         check_weight(weight, what);
-        check(a.dim(0) == p.m && weight.codes.dim(0) == (forward ? p.n : p.k) && weight.codes.dim(1) == (forward ? p.k : p.n) &&
-                  weight.codes.dtype == w[0].codes.dtype,
-              fmt::format("{}: {} from {} and a weight {}", what, c.describe(), a.describe(), weight.codes.describe()));
+        require(a.dim(0) == p.m && weight.codes.dim(0) == (forward ? p.n : p.k) &&
+                    weight.codes.dim(1) == (forward ? p.k : p.n) && weight.codes.dtype == w[0].codes.dtype,
+                [&] {
+                    return fmt::format("{}: {} from {} and a weight {}", what, c.describe(), a.describe(),
+                                       weight.codes.describe());
+                });
     }
     p.a = a.data;
     p.a_type = a.dtype;
@@ -69,9 +74,9 @@ Product into_gradients(std::span<const Tensor> dw, const Tensor& dy, const Tenso
     p.n = x.dim(1);
     p.k = dy.dim(0);
     for (const Tensor& one : dw) {
-        check(one.rank == 2 && one.dtype == DType::kF32 && one.dim(0) == p.m && one.dim(1) == p.n && x.dim(0) == p.k &&
-                  (p.n <= 1 || one.stride[1] == 1),
-              fmt::format("{}: {} from {} and {}", what, one.describe(), dy.describe(), x.describe()));
+        require(one.rank == 2 && one.dtype == DType::kF32 && one.dim(0) == p.m && one.dim(1) == p.n && x.dim(0) == p.k &&
+                    (p.n <= 1 || one.stride[1] == 1),
+                [&] { return fmt::format("{}: {} from {} and {}", what, one.describe(), dy.describe(), x.describe()); });
     }
     p.a = dy.data;
     p.a_type = dy.dtype;
@@ -249,7 +254,8 @@ bool run_gated(const Where& where, const char* op, const Tensor& y, const Tensor
                std::span<const Weight> w, const int32_t* offsets) {
     if (where.fp8 || is_coded(w) || w.empty() || w.size() > kMaxGroups || y.dtype != DType::kBF16) return false;
     Product p = with_weights(ProductForm::kForward, both, x, w, op);
-    check(y.rank == 2 && y.dim(0) == p.m && 2 * y.dim(1) == p.n && y.stride[1] == 1, fmt::format("{}: {}", op, y.describe()));
+    require(y.rank == 2 && y.dim(0) == p.m && 2 * y.dim(1) == p.n && y.stride[1] == 1,
+            [&] { return fmt::format("{}: {}", op, y.describe()); });
     p.offsets = offsets;
     p.groups = static_cast<int>(w.size());
     GroupTable table{};
@@ -263,8 +269,8 @@ void by_head(const Where& where, const char* op, ProductForm form, const Tensor&
     check_activation(c, 3, op);
     check_activation(a, 3, op);
     const auto heads = static_cast<int64_t>(w.size());
-    check(c.dim(1) == heads && a.dim(1) == heads,
-          fmt::format("{}: {} from {} for {} heads", op, c.describe(), a.describe(), heads));
+    require(c.dim(1) == heads && a.dim(1) == heads,
+            [&] { return fmt::format("{}: {} from {} for {} heads", op, c.describe(), a.describe(), heads); });
     Product p = with_weights(form, c, a, w, op);
     p.a_group = a.stride[1];
     p.c_group = c.stride[1];

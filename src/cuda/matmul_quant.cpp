@@ -9,6 +9,7 @@
 #include "cuda/hopper_launch.h"
 #include "cuda/products.h"
 #include "cuda/quant.h"
+#include "ops/shape_check.h"
 
 namespace fathom::cuda {
 namespace {
@@ -192,8 +193,9 @@ bool is_coded(std::span<const Weight> w) {
 bool run_coded(const Where& where, const char* op, const CodedCall& call) {
     const CodeFormat f = code_format(call.w[0], op);
     const int64_t m = call.x.dim(0), groups = call.offsets ? static_cast<int64_t>(call.w.size()) : 1;
-    check(call.y.dim(0) == m && call.y.dim(-1) == f.rows && call.x.dim(-1) == f.columns,
-          fmt::format("{}: {} from {} and a weight [{}, {}]", op, call.y.describe(), call.x.describe(), f.rows, f.columns));
+    require(call.y.dim(0) == m && call.y.dim(-1) == f.rows && call.x.dim(-1) == f.columns, [&] {
+        return fmt::format("{}: {} from {} and a weight [{}, {}]", op, call.y.describe(), call.x.describe(), f.rows, f.columns);
+    });
     if (m == 0 || f.rows == 0) return true;
     if (where.exact || call.x.dtype != DType::kBF16 || alike(call.w, f, op) < call.w.size()) return false;
     const bool gemm = where.few && suits_fp8_gemm(call, f);

@@ -12,6 +12,7 @@ namespace {
 
 std::vector<Weight> weights_of(const std::vector<Param>& experts) {
     std::vector<Weight> weights;
+    weights.reserve(experts.size());
     for (const Param& expert : experts) weights.push_back(expert.weight);
     return weights;
 }

@@ -40,6 +40,8 @@ struct Stacked {
 };
 [[nodiscard]] inline Stacked stacked(const std::vector<Param>& a, const std::vector<Param>& b) {
     Stacked all;
+    all.weights.reserve(a.size());
+    all.grads.reserve(a.size());
     for (size_t i = 0; i < a.size(); ++i) {
         const Weight weight = stacked(a[i].weight, b[i].weight);
         const Tensor grad = stacked(a[i].grad, b[i].grad);

@@ -1,9 +1,12 @@
 // What every back end asks of its arguments: the shapes and dtypes that ops.h promises.
 #pragma once
 
+#include <concepts>
 #include <initializer_list>
+#include <source_location>
 #include <string_view>
 
+#include "base/error.h"
 #include "tensor/tensor.h"
 
 namespace fathom {
@@ -16,5 +19,13 @@ void check_tensor(std::string_view op, std::string_view name, const Tensor& tens
                   std::initializer_list<int64_t> dims);
 // The same for any dtype.
 void check_tensor(std::string_view op, std::string_view name, const Tensor& tensor, std::initializer_list<int64_t> dims);
+
+// check() with a message that is put together when it is wanted: a step checks thousands of products, and to format takes as
+// long as to launch a kernel.
+template <std::invocable Message>
+void require(bool condition, const Message& message, const std::source_location& where = std::source_location::current()) {
+    if (!condition) [[unlikely]]
+        check(false, message(), where);
+}
 
 }  // namespace fathom
