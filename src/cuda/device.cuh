@@ -141,7 +141,12 @@ __device__ __forceinline__ void begin_before_large() {
 #endif
 }
 
-// For kernels that have work to do before they wait.
+// The two halves, for kernels that have work to do before they wait, or let the next one in late.
+__device__ __forceinline__ void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

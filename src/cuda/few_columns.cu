@@ -1,5 +1,5 @@
 // Products of few columns, y = x w^T: a router's. Tiles for large products would be so few that most of the card waits for
-// them. A block has 16 rows and 64 columns; its warps share out the channels, 32 at a time, and their sums are added in order.
+// them. A block has 16 rows and 32 columns; its warps share out the channels, 32 at a time, and their sums are added in order.
 // The tensor cores do not care which channel is which as long as both operands agree, so a lane reads 16 bytes of its rows at
 // once. 2 m n k FLOP; x and w are read from L2.
 #include "cuda/mma.cuh"
@@ -8,14 +8,14 @@
 namespace fathom::cuda {
 namespace {
 
-constexpr int kRows = 16, kColumns = 64, kWarps = 8, kChunk = 32, kPiece = 8;  // kPiece: bf16 in 16 bytes
+constexpr int kRows = 16, kColumns = 32, kWarps = 8, kChunk = 32, kPiece = 8;  // kPiece: bf16 in 16 bytes
 constexpr int64_t kMostRows = 2048, kMostColumns = 256;
 
 __global__ void __launch_bounds__(kWarps* kWarp)
     few_columns_kernel(const __grid_constant__ Product p, const Bf16* w, int64_t w_row, bool constant) {
-    constexpr int kHeld = 4, kTiles = kColumns / 8;
+    constexpr int kHeld = 8, kTiles = kColumns / 8;
     __shared__ float sums[kWarps][kRows][kColumns + 4];
-    if (!constant) begin_early();
+    if (!constant) wait_for_earlier();
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows, first_column = static_cast<int64_t>(blockIdx.y) * kColumns;
     const int64_t chunks = p.k / kChunk, at = lane % 4 * kPiece;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
             }
     };
     hold(warp);
-    if (constant) begin_early();
+    if (constant) wait_for_earlier();
     const auto* const x = static_cast<const Bf16*>(p.a);
     float sum[kTiles][4]{};
     for (int64_t chunk = warp; chunk < chunks; chunk += kHeld * kWarps) {
@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         for (const auto& part : sums) total += part[row][column];
         store(p.c, p.c_type, (first + row) * p.c_m + first_column + column, total);
     }
+    let_next_begin();  // not earlier: its blocks would hold room that the other stream can use
 }
 
 bool aligned(const void* p, int64_t row) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row % kPiece == 0; }

@@ -1,37 +1,51 @@
-// Grouped bf16 products (hopper_gemm.h) in tiles of 128 x 256; dense ones of few tiles in hopper_gemm_medium.cu and
-// hopper_gemm_narrow.cu.
+// Grouped bf16 products (hopper_gemm.h) in tiles of 128 x 256; dense ones of few such tiles in narrower ones
+// (hopper_gemm_*.cu).
 #include "cuda/hopper_gemm.cuh"
 
 namespace fathom::hopper {
 
+extern template void matmul_in_tiles<64>(void*, Output, const void*, const void*, const GroupedGemm&, cudaStream_t);
+extern template void matmul_in_tiles<96>(void*, Output, const void*, const void*, const GroupedGemm&, cudaStream_t);
+extern template void matmul_in_tiles<128>(void*, Output, const void*, const void*, const GroupedGemm&, cudaStream_t);
+extern template void matmul_in_tiles<160>(void*, Output, const void*, const void*, const GroupedGemm&, cudaStream_t);
+extern template void matmul_in_tiles<192>(void*, Output, const void*, const void*, const GroupedGemm&, cudaStream_t);
+
 namespace {
 
-constexpr int kNarrow = 64, kMedium = 128, kWide = 256;
+constexpr int kWide = 256;
 
-// About how long dense products take in tiles of 128 x `width`: rounds of all multiprocessors, each a tile's columns and what a
-// tile costs however wide it is.
-int64_t cost(const GroupedGemm& g, int64_t width) {
+struct Width {
+    int columns;
+    void (*matmul)(void*, Output, const void*, const void*, const GroupedGemm&, cudaStream_t);
+};
+constexpr Width kWidths[] = {{kWide, matmul_in_tiles<kWide>}, {192, matmul_in_tiles<192>}, {160, matmul_in_tiles<160>},
+                             {128, matmul_in_tiles<128>},     {96, matmul_in_tiles<96>},   {64, matmul_in_tiles<64>}};
+
+// About how long a dense product takes in tiles of 128 x `width`: rounds of all pairs of blocks, each a tile's columns and what
+// a tile costs however wide it is.
+int64_t cost(const GroupedGemm& g, int width) {
     constexpr int64_t kPerTile = 48;
-    const int64_t tiles = (g.rows + kTileM - 1) / kTileM * ((g.out + width - 1) / width) * g.groups;
-    const int64_t at_once = blocks_for(g);
-    return (tiles + at_once - 1) / at_once * (width + kPerTile);
+    const int64_t pairs = pairs_of(g.rows, g.out, width, g.groups), at_once = blocks_for(g) / 2;
+    return (pairs + at_once - 1) / at_once * (width + kPerTile);
+}
+
+// The wider of two is taken unless the narrower one gains a twentieth: it reads less for each product.
+const Width& best_width(const GroupedGemm& g) {
+    const Width* best = kWidths;
+    if (g.offsets != nullptr) return *best;
+    for (const Width& other : kWidths)
+        if (cost(g, other.columns) * 20 < cost(g, best->columns) * 19) best = &other;
+    return *best;
 }
 
 }  // namespace
 
-bool prefers_gated(const GroupedGemm& g) {
-    return g.offsets != nullptr || cost(g, kWide) <= std::min(cost(g, kMedium), cost(g, kNarrow));
-}
+bool prefers_gated(const GroupedGemm& g) { return best_width(g).columns == kWide; }
 
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     if (g.rows == 0 || g.out == 0) return;
     check(g.in > 0, "grouped product: nothing to sum over");
-    if (g.offsets == nullptr) {
-        const int64_t narrow = cost(g, kNarrow), medium = cost(g, kMedium), wide = cost(g, kWide);
-        if (narrow <= medium && narrow < wide) return narrow_matmul(y, type, x, w, g, stream);
-        if (medium < wide) return medium_matmul(y, type, x, w, g, stream);
-    }
-    forward<kWide>(y, type, x, w, g, stream);
+    best_width(g).matmul(y, type, x, w, g, stream);
 }
 
 void grouped_dgrad(void* dx, Output type, const void* dy, const void* w, const GroupedGemm& g, cudaStream_t stream) {

@@ -1,6 +1,6 @@
 // The kernel of grouped bf16 products with wgmma and TMA (hopper_gemm.h says what they compute).
 //
-// Persistent pairs of blocks (clusters of 2). A block computes tiles of 128 x 256 (narrow: 128 x 64): one warp of the first
+// Persistent pairs of blocks (clusters of 2). A block computes tiles of 128 x 256 (or narrower ones): one warp of the first
 // warpgroup copies 64-deep slices of both operands into a ring of stages, two warpgroups multiply 64 x 256 each (128 sums per
 // thread). The two blocks of a pair share one operand: tiles above each other share the columns' operand, or side by side the
 // rows' operand, each block copies half of it into both (bytes from L2 per slice: 32 or 40 instead of 48 KB per 2.1 M
@@ -23,7 +23,6 @@ namespace fathom::hopper {
 
 constexpr int kTileK = 64;
 constexpr int kBox = 64 * 64 * 2;  // bytes of a 64 x 64 box
-constexpr int kBoxesA = kTileM / 64;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kConsumerWarps = kConsumers / kWarp;
@@ -33,7 +32,7 @@ enum class Result { kBf16, kF32, kGated };
 
 template <int kTileN>
 struct GemmTile {
-    static constexpr int kBoxesB = kTileN / 64, kStageBytes = (kBoxesA + kBoxesB) * kBox, kStages = 192 * 1024 / kStageBytes;
+    static constexpr int kStageBytes = (kTileM + kTileN) * 128, kStages = 192 * 1024 / kStageBytes;
 };
 
 template <int kTileN>
@@ -46,18 +45,19 @@ struct GemmShared {
     GroupPlan plan;
 };
 
-// Copies the 64 kBoxes rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy
+// Copies the kRows rows (columns) of one operand: all of them, or this block's half into both blocks. Along k one copy
 // takes them all, across k a copy can only be 64 wide.
-template <int kBoxes, Major kMajor>
+template <int kRows, Major kMajor>
 __device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map, uint32_t full, bool share, int rank, int mn,
                                              int k, int group) {
     if constexpr (kMajor == Major::kK) {
         if (share)
-            tma_load_multicast(to + rank * (kBoxes * kBox / 2), map, full, 3, k, mn + rank * (kBoxes * 64 / 2), group);
+            tma_load_multicast(to + rank * (kRows / 2 * 128), map, full, 3, k, mn + rank * (kRows / 2), group);
         else
             tma_load(to, map, full, k, mn, group);
     } else {
-        static_assert(kBoxes % 2 == 0);
+        constexpr int kBoxes = kRows / 64;
+        static_assert(kRows % 128 == 0);
         const int first = share ? rank * (kBoxes / 2) : 0, count = share ? kBoxes / 2 : kBoxes;
         for (int i = first; i < first + count; ++i) {
             if (share)
@@ -68,12 +68,12 @@ __device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map
     }
 }
 
-// The same for weights [gate; up]: kBoxes / 2 boxes of each, of `p.n` rows, side by side.
-template <int kBoxes>
+// The same for weights [gate; up]: kRows / 2 of each, of `p.n` rows, side by side.
+template <int kRows>
 __device__ __forceinline__ void copy_gate_and_up(uint32_t to, const CUtensorMap* map, uint32_t full, const GemmParams& p,
                                                  int rank, const Tile& tile, int k) {
     for (int part = 0; part < 2; ++part) {
-        const uint32_t at = to + part * (kBoxes * kBox / 2);
+        const uint32_t at = to + part * (kRows / 2 * 128);
         if (p.share_a)
             tma_load(at, map, full, k, tile.n + part * p.n, tile.group);
         else if (part == rank)
@@ -95,17 +95,19 @@ __device__ void produce(GemmShared<kTileN>& shared, const CUtensorMap* map_a, co
     while (schedule.next(tile)) {
         const int m = kRaggedK ? tile.m : tile.first_row + tile.m;
         const int k_base = kRaggedK ? tile.first_row : 0;
+        // Only the first half of the rows is there, which the first of the pair copies.
+        const bool low = !kRaggedK && kA == Major::kK && p.share_a && tile.last_row - tile.first_row - tile.m <= kTileM / 2;
         for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
             barrier_wait(smem_address(&shared.empty[ring.stage]), ring.parity ^ 1);
             const uint32_t full = smem_address(&shared.full[ring.stage]);
-            const uint32_t a = smem_address(shared.stage[ring.stage]), b = a + kBoxesA * kBox;
-            barrier_expect(full, Sizes::kStageBytes);
+            const uint32_t a = smem_address(shared.stage[ring.stage]), b = a + kTileM * 128;
+            barrier_expect(full, Sizes::kStageBytes - (low ? kTileM / 2 * 128 : 0));
             const int k = k_base + block * kTileK;
-            copy_operand<kBoxesA, kA>(a, map_a, full, p.share_a, rank, m, k, tile.group * p.a_group);
+            if (!low || rank == 0) copy_operand<kTileM, kA>(a, map_a, full, p.share_a, rank, m, k, tile.group * p.a_group);
             if constexpr (kResult == Result::kGated)
-                copy_gate_and_up<Sizes::kBoxesB>(b, map_b, full, p, rank, tile, k);
+                copy_gate_and_up<kTileN>(b, map_b, full, p, rank, tile, k);
             else
-                copy_operand<Sizes::kBoxesB, kB>(b, map_b, full, !p.share_a, rank, tile.n, k, tile.group * p.b_group);
+                copy_operand<kTileN, kB>(b, map_b, full, !p.share_a, rank, tile.n, k, tile.group * p.b_group);
         }
     }
 }
@@ -181,15 +183,23 @@ __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int ran
         if (lane_id() < 2) barrier_arrive_cluster(smem_address(&shared.empty[stage]), lane_id());
     };
     while (schedule.next(tile)) {
+        const int row = tile.m + warpgroup * 64, height = (kRaggedK ? p.m : tile.last_row - tile.first_row) - row;
+        if (!kRaggedK && height <= 0) {  // no rows for this warpgroup
+            for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
+                barrier_wait(smem_address(&shared.full[ring.stage]), ring.parity);
+                release(ring.stage);
+            }
+            continue;
+        }
         float sums[kTileN / 2];
         if (kRaggedK && tile.k_blocks == 0) clear_registers(sums);
         int previous = -1;
         for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
-            const uint32_t a = stages + ring.stage * Sizes::kStageBytes, b = a + kBoxesA * kBox;
+            const uint32_t a = stages + ring.stage * Sizes::kStageBytes, b = a + kTileM * 128;
             barrier_wait(smem_address(&shared.full[ring.stage]), ring.parity);
             if constexpr (kRaggedK) {
                 const int valid = tile.last_row - tile.first_row - block * kTileK;
-                if (valid < kTileK) clear_tail<kBoxesA + Sizes::kBoxesB>(a, valid, thread);
+                if (valid < kTileK) clear_tail<(kTileM + kTileN) / 64>(a, valid, thread);
             }
             multiply_slice<kTileN, kA, kB>(sums, a + warpgroup * kBox, b, static_cast<int>(block > 0));
             if (previous >= 0) {
@@ -202,9 +212,9 @@ __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int ran
         pin_registers(sums);
         if (previous >= 0) release(previous);
 
-        const int row = tile.m + warpgroup * 64 + (warp % 4) * 16;
-        const int rows = (kRaggedK ? p.m : tile.last_row - tile.first_row) - row;
-        const int64_t at = (kRaggedK ? row : tile.first_row + row) * p.out_row + tile.n + tile.group * p.out_group;
+        const int rows = height - (warp % 4) * 16;
+        const int64_t at =
+            (row + (warp % 4) * 16 + (kRaggedK ? 0 : tile.first_row)) * p.out_row + tile.n + tile.group * p.out_group;
         const uint32_t staging = smem_address(shared.staging[warp]);
         if constexpr (kResult == Result::kBf16)
             store_rows(static_cast<__nv_bfloat16*>(p.out) + at, p.out_row, sums, staging, rows, p.n - tile.n);
@@ -276,8 +286,9 @@ inline TensorMap3 weights(const void* base, const GroupedGemm& g) {
     return {.base = base, .size_x = g.in, .size_y = g.out, .size_z = g.groups, .stride_y = g.w_row, .stride_z = g.w_group};
 }
 
+// grouped_matmul() in tiles of 128 x kTileN: the same bits for every width.
 template <int kTileN>
-void forward(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
+void matmul_in_tiles(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream) {
     const int64_t y_group = g.offsets == nullptr ? g.y_group : 0;
     GemmParams p = gemm_params(y, g, kTileN, mean_rows(g), g.out, g.in, g.y_row, y_group);
     p.b_group = 1;

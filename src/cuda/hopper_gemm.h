@@ -35,9 +35,6 @@ enum class Output { kBf16, kF32 };
 
 // y = x w[g]^T: y [rows, out] (bf16 or f32), x [rows, in], w [groups][out, in].
 void grouped_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
-// The same bits by narrower tiles, of 128 and 64 columns; grouped_matmul() chooses.
-void medium_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
-void narrow_matmul(void* y, Output type, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);
 // y = silu(x gate[g]^T) (x up[g]^T): y [rows, out / 2] bf16, w [groups][gate; up]; y_row is y's. Both products are rounded to
 // bf16, so that the bits are those of grouped_matmul() and silu(gate) up after it.
 void gated_matmul(void* y, const void* x, const void* w, const GroupedGemm& g, cudaStream_t stream);

@@ -15,6 +15,7 @@ namespace fathom::hopper {
 constexpr int kTileM = 128;
 constexpr int kBand = 8;
 constexpr int kMaxGroups = 1024;
+constexpr int kMaxBlocks = 1 << 20;
 
 // What a kernel of grouped products is told beside its tensor maps.
 struct GemmParams {
@@ -132,6 +133,13 @@ inline bool prefer_sharing_a(int64_t m, int64_t n, int tile_n) {
     return padded(m, kTileM) * padded(n, 2 * tile_n) < padded(m, 2 * kTileM) * padded(n, tile_n);
 }
 
+// Pairs of tiles of a dense product, m x n in each of `groups`.
+inline int64_t pairs_of(int64_t m, int64_t n, int tile_n, int64_t groups) {
+    const bool share_a = prefer_sharing_a(m, n, tile_n);
+    const int64_t height = share_a ? kTileM : 2 * kTileM, width = share_a ? 2 * tile_n : tile_n;
+    return (m + height - 1) / height * ((n + width - 1) / width) * groups;
+}
+
 // As many as the product may take multiprocessors, in pairs.
 inline int blocks_for(const GroupedGemm& g) {
     return std::max((g.multiprocessors > 0 ? g.multiprocessors : multiprocessors()) / 2, 1) * 2;
@@ -145,6 +153,8 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
           "grouped product: rows must lie multiples of 8 elements apart");
     check(reinterpret_cast<uintptr_t>(out) % 16 == 0, "grouped product: the result's address must be a multiple of 16");
     const int batched = g.offsets == nullptr && g.group_rows == 0 ? 1 : 0;
+    // Blocks without a tile would keep others from their place.
+    const int64_t useful = g.offsets == nullptr ? 2 * pairs_of(m, n, tile_n, g.groups) : kMaxBlocks;
     return {.out = out,
             .offsets = g.offsets,
             .out_row = out_row,
@@ -159,7 +169,7 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
             .share_a = prefer_sharing_a(m, n, tile_n),
             .group_rows = static_cast<int>(g.group_rows),
             .accumulate = true,
-            .blocks = blocks_for(g)};
+            .blocks = static_cast<int>(std::min<int64_t>(blocks_for(g), useful))};
 }
 
 }  // namespace fathom::hopper

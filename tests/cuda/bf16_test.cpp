@@ -280,6 +280,26 @@ TEST_P(Bf16Hopper, GateAndUpInOneProductAreThoseOfTwoOpsToTheBit) {
     }
 }
 
+// A dense product's tiles are as wide as suits its shape, those of experts always 256 columns.
+TEST_P(Bf16Hopper, TilesOfEveryWidthGiveTheSameBits) {
+    constexpr int64_t kIn = 320;
+    for (const auto& [m, out] : {std::pair<int64_t, int64_t>{640, 3648},
+                                 {640, 2048},
+                                 {1152, 2048},
+                                 {128, 5632},
+                                 {1024, 5632},
+                                 {1152, 5632},
+                                 {1152, 3648},
+                                 {300, 1096}}) {
+        const Matrices all = matrices(1, out, kIn);
+        const Pair bounds = offsets(m, 1), x = packed({m, kIn}), y = packed({m, out}), expert = packed({m, out});
+        const Weight& w = all.weights[0].device;
+        ops->matmul(y.device, x.device, w);
+        ops->grouped_matmul(expert.device, x.device, std::span(&w, 1), bounds.device);
+        EXPECT_EQ(device_values(y).data, device_values(expert).data) << m << " rows, " << out << " columns";
+    }
+}
+
 TEST_P(Bf16Hopper, HeadsInARowHaveTheirOwnMatrices) {
     for (int i = 0; i < kFewCases; ++i) {
         const int64_t n = rows(), heads = integer(1, 7), in = wide(), out = wide();
