@@ -175,6 +175,7 @@ private:
     std::optional<PagedCache> cache_;
     Sequences waiting_, running_;  // most important first, then oldest first
     int64_t next_id_ = 0, experts_per_token_ = 0;
+    int64_t rows_for_prompts_ = 0;  // of the batch being built: what those that decode leave
     Counters counters_;
     std::vector<float> logits_;        // on the host, until the next are read
     std::function<void()> meanwhile_;  // of this step, until it was called

@@ -154,7 +154,6 @@ Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<S
                        address(index.data), int64_t{options_.deterministic}, experts_per_token_, int64_t{best_only}},
             ops);
     } else {
-        before_waiting();  // the device works while it is told what to do
         ops();
     }
     if (!best_only) choose_tokens(recorder, index, known_logits, sampled);

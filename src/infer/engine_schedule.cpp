@@ -10,9 +10,10 @@ namespace fathom {
 // Sets `rows` of every sequence that takes part. Decoding sequences come first, so that a long prompt does not hold them up.
 void Engine::schedule() {
     const int64_t preempted = counters_.preemptions;
-    int64_t rows = options_.max_batch_rows;
+    int64_t rows = rows_for_prompts_ = options_.max_batch_rows;
     drop_drafts(rows);
     rows = schedule_running(rows, true);
+    rows_for_prompts_ = rows;
     rows = schedule_running(rows, false);
     if (counters_.preemptions == preempted) admit(rows);
 }
@@ -83,12 +84,14 @@ void Engine::begin(Sequence& sequence) {
         std::span(sequence.tokens).first(score ? static_cast<size_t>(scored) : sequence.tokens.size() - 1));
 }
 
-// Rows the sequence gets when the batch has room for `rows`. Without a cache it needs all of them, however many: the first one
-// always fits.
+// Rows the sequence gets when the batch has room for `rows`. A prompt's piece of less than a page waits for the next batch if
+// this one has others to read. Without a cache it needs all of them, however many: the first one always fits.
 int64_t Engine::rows_of(const Sequence& sequence, int64_t rows) const {
     if (cache_) {
-        return std::min(
-            {sequence.remaining() + std::ssize(sequence.drafts), options_.prefill_chunk, std::max<int64_t>(rows, 0)});
+        const int64_t remaining = sequence.remaining(), count = std::min({remaining + std::ssize(sequence.drafts),
+                                                                          options_.prefill_chunk, std::max<int64_t>(rows, 0)});
+        const bool scrap = count < remaining && count < std::min(options_.block_size, options_.prefill_chunk);
+        return scrap && rows < rows_for_prompts_ ? 0 : count;
     }
     return rows == options_.max_batch_rows || sequence.length() <= rows ? sequence.length() : 0;
 }

@@ -32,6 +32,13 @@ struct GroupBuilder {
     std::vector<std::span<const int32_t>> tables;
     int64_t rows = 0, keys = 0, max_q = 0, max_k = 0;
     int64_t cu_q_at = 0, cu_k_at = 0, key_rows_at = 0, block_table_at = 0, columns = 0;  // in the lists
+    struct Run {
+        int64_t first = 0, row_begin = 0, max_q = 0, max_k = 0;
+        bool many = false;
+        std::vector<int32_t> cu_q{0};
+        int64_t cu_q_at = 0;
+    };
+    std::vector<Run> runs;
 
     void add(const SequenceChunk& chunk) {
         const auto queries = static_cast<int64_t>(chunk.tokens.size()), length = chunk.past + queries;
@@ -39,6 +46,7 @@ struct GroupBuilder {
         keys += length;
         max_q = std::max(max_q, queries);
         max_k = std::max(max_k, length);
+        add_to_run(queries, length);
         cu_q.push_back(static_cast<int32_t>(rows));
         cu_k.push_back(static_cast<int32_t>(keys));
         tables.push_back(chunk.block_table);
@@ -47,6 +55,17 @@ struct GroupBuilder {
             key_rows.push_back(
                 static_cast<int32_t>(chunk.block_table[static_cast<size_t>(t / block_size)] * block_size + t % block_size));
         }
+    }
+
+    void add_to_run(int64_t queries, int64_t length) {
+        constexpr int64_t kFew = 8;
+        const bool many = queries > kFew;
+        if (runs.empty() || runs.back().many != many)
+            runs.push_back({.first = std::ssize(tables), .row_begin = rows - queries, .many = many});
+        Run& run = runs.back();
+        run.cu_q.push_back(static_cast<int32_t>(rows - run.row_begin));
+        run.max_q = std::max(run.max_q, queries);
+        run.max_k = std::max(run.max_k, length);
     }
 
     [[nodiscard]] std::vector<int32_t> block_table() {
@@ -65,20 +84,28 @@ struct GroupBuilder {
         if (rows == 0) return;
         cu_q_at = lists.add(cu_q);
         cu_k_at = lists.add(cu_k);
+        for (Run& run : runs) run.cu_q_at = runs.size() == 1 ? cu_q_at : lists.add(run.cu_q);
         if (block_size > 0 && form == AttentionForm::kExpanded) key_rows_at = lists.add(key_rows);
         if (block_size > 0 && form == AttentionForm::kAbsorbed) block_table_at = lists.add(block_table());
     }
 
     [[nodiscard]] SequenceGroup build(const IntLists& lists, int64_t row_begin) const {
-        SequenceGroup group{row_begin, rows, keys, {}, {}};
+        SequenceGroup group{row_begin, rows, keys, {}, {}, {}};
         if (rows == 0) return group;
         const auto count = std::ssize(tables);
         group.spans = {lists.at(cu_q_at, count + 1), lists.at(cu_k_at, count + 1), {}, max_q, max_k};
-        if (block_size == 0) return group;
-        if (form == AttentionForm::kExpanded) group.key_rows = lists.at(key_rows_at, keys);
-        if (form == AttentionForm::kAbsorbed)
+        if (block_size > 0 && form == AttentionForm::kExpanded) group.key_rows = lists.at(key_rows_at, keys);
+        if (block_size > 0 && form == AttentionForm::kAbsorbed)
             group.spans.block_table = lists.at(block_table_at, count * columns).view({count, columns});
+        for (const Run& run : runs) group.runs.push_back(build_run(run, lists, group.spans));
         return group;
+    }
+
+    [[nodiscard]] SequenceRun build_run(const Run& run, const IntLists& lists, const Spans& all) const {
+        const auto count = std::ssize(run.cu_q) - 1;
+        Spans spans{lists.at(run.cu_q_at, count + 1), lists.at(cu_k_at + run.first, count + 1), {}, run.max_q, run.max_k};
+        if (all.block_table) spans.block_table = all.block_table.slice(0, run.first, run.first + count);
+        return {run.row_begin, run.cu_q.back(), spans};
     }
 };
 

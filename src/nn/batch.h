@@ -39,11 +39,21 @@ struct CacheView {
     std::vector<LayerCache> layers;
 };
 
+// Consecutive rows of a SequenceGroup whose sequences all have few queries, or all many.
+struct SequenceRun {
+    int64_t row_begin = 0, rows = 0;  // in the group
+    Spans spans;                      // queries counted from the run's first row, keys from the group's first
+
+    // The run's rows of a tensor over the group.
+    [[nodiscard]] Tensor of(const Tensor& group) const { return group.slice(0, row_begin, row_begin + rows); }
+};
+
 // Consecutive rows of the batch whose sequences use the same attention form.
 struct SequenceGroup {
     int64_t row_begin = 0, rows = 0;  // in the batch
     int64_t keys = 0;                 // sum of the sequences' lengths, cached tokens included
     Spans spans;                      // query and key boundaries counted from the group's first row and key
+    std::vector<SequenceRun> runs;    // the same by sequences alike: what shares out its work by the longest takes them in turn
     Tensor key_rows;                  // [keys] i32: page row (block * block_size + offset) of every key; absent without a cache
 
     // The group's rows of a tensor over the whole batch.

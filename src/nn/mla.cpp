@@ -24,8 +24,8 @@ std::pair<Tensor, Tensor> joined(Context& cx, const Tensor& x, const Linear& a, 
 // Of the device, for prompts of `rows` tokens in all beside answers: attention to what is cached is bound by reading it, for
 // which not all of the device is needed.
 double part_for_prompts(int64_t rows) {
-    constexpr int64_t kMost = 1024;
-    return rows <= kMost ? static_cast<double>(rows) / (2 * kMost) : 1;
+    constexpr int64_t kMost = 1024, kAll = 2400;
+    return rows <= kMost ? static_cast<double>(rows) / kAll : 1;
 }
 
 }  // namespace
@@ -107,7 +107,7 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
     const auto attend_many = [&] { attend_expanded(cx, many.of(o), many.of(lse), many.of(q), keys, many.spans); };
     const auto attend_few = [&] {
         attend_absorbed(cx, few.of(o), few.of(lse), q_latent, cache != nullptr ? cache->states[0] : Weight(few.of(c_kv)),
-                        few.spans);
+                        few.runs);
     };
     if (mixed)
         cx.ops.side_by_side([&] { absorb_queries(), attend_few(); }, [&] { expand_keys(), attend_many(); },
@@ -183,9 +183,10 @@ Tensor Mla::absorbed(Context& cx, const Tensor& q, const Tensor& rope) const {
 // The same function as attend_expanded, with W_UK moved to the query and W_UV to the output: keys are the latents themselves,
 // values their first c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
 void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q_latent, const Weight& c_kv,
-                          const Spans& spans) const {
+                          std::span<const SequenceRun> runs) const {
     const Tensor u = cx.empty({q_latent.dim(0), q_latent.dim(1), config_.kv_lora_rank});
-    cx.ops.latent_attention(u, lse, q_latent, c_kv, spans, config_.softmax_scale);
+    for (const SequenceRun& run : runs)
+        cx.ops.latent_attention(run.of(u), run.of(lse), run.of(q_latent), c_kv, run.spans, config_.softmax_scale);
     cx.ops.batched_matmul(o, u, value_weights());
 }
 

@@ -2,6 +2,7 @@
 // only the key/value latent and one shared rotary key are cached.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "nn/batch.h"
@@ -74,7 +75,7 @@ private:
                          const Spans& spans) const;
     [[nodiscard]] Tensor absorbed(Context& cx, const Tensor& q, const Tensor& rope) const;
     void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q_latent, const Weight& c_kv,
-                         const Spans& spans) const;
+                         std::span<const SequenceRun> runs) const;
     [[nodiscard]] Tensor queries_backward(Context& cx, const Tensor& dq, const Batch& batch, const Saved& saved) const;
     // Keys and values [n, h, d_n + d_v] of latents c_kv [n, c_kv].
     [[nodiscard]] Tensor expand(Context& cx, const Tensor& c_kv) const;

@@ -118,6 +118,40 @@ TEST(Engine, ACancelledRequestIsForgottenAndTheOthersGoOn) {
     EXPECT_EQ(rest, std::vector<int32_t>(expected.begin() + 1, expected.end()));
 }
 
+// 40 rows a step: the first prompt's 36 leave room for 4, the answer's row and the second's 36 for 3.
+TEST(Engine, AScrapOfAPromptWaitsForTheNextBatch) {
+    EngineRun run("v3", 1);
+    std::vector<int32_t> prompt;
+    while (prompt.size() < 36) std::ranges::copy(run.golden_ints("prompt"), std::back_inserter(prompt));
+    prompt.resize(36);
+    const std::vector<int32_t> expected = run.greedy(prompt, 5, {});
+    std::vector<int64_t> begins, lengths;
+    EngineOptions options{.block_size = 8, .max_batch_rows = 40};
+    options.on_routing = [&](std::span<const Routing>, std::span<const RequestRows> rows) {
+        for (const RequestRows& piece : rows)
+            if (piece.rows > 1) begins.push_back(piece.position), lengths.push_back(piece.rows);
+    };
+    Engine engine(run.model(), run.ops, options);
+    for (uint64_t salt = 0; salt < 3; ++salt) {  // nothing is shared
+        Request request = EngineRun::greedy_request(prompt, 5);
+        request.cache_salt = salt;
+        (void)engine.add(std::move(request));
+    }
+    std::map<int64_t, std::vector<int32_t>> answers;
+    while (!engine.idle())
+        for (const TokenEvent& event : engine.step()) answers[event.request].push_back(event.token);
+    EXPECT_EQ(begins, (std::vector<int64_t>{0, 0, 0}));
+    EXPECT_EQ(lengths, (std::vector<int64_t>{36, 36, 36}));
+    for (const auto& [request, answer] : answers) EXPECT_EQ(answer, expected) << request;
+}
+
+// A piece as short as may be is read where it is all that a batch has room for, or nothing else is there to read.
+TEST(Engine, ScrapsAreReadWhereNothingElseIs) {
+    EngineRun run("v3", 1);
+    const std::vector<int32_t> prompt = run.golden_ints("prompt"), expected = run.golden_ints("greedy");
+    EXPECT_EQ(run.greedy(prompt, expected.size(), {.block_size = 64, .max_batch_rows = 2}), expected);
+}
+
 TEST(Engine, StopIdsAndLengthsEndAnAnswer) {
     EngineRun run("v3", 1);
     const std::vector<int32_t> prompt = run.golden_ints("prompt"), expected = run.golden_ints("greedy");
