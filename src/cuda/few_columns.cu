@@ -74,8 +74,6 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     let_next_begin();  // not earlier: its blocks would hold room that the other stream can use
 }
 
-bool aligned(const void* p, int64_t row) { return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row % kPiece == 0; }
-
 }  // namespace
 
 bool suits_few_columns(const Product& p, const GroupTable& table) {

@@ -146,10 +146,6 @@ __global__ void __launch_bounds__(kColumnsPerBlock* kWarp)
     }
 }
 
-bool aligned(const void* p, int64_t row, int64_t group) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row % 8 == 0 && group % 8 == 0;
-}
-
 }  // namespace
 
 bool suits_few_rows(const Product& p, const GroupTable& table) {
@@ -157,7 +153,7 @@ bool suits_few_rows(const Product& p, const GroupTable& table) {
     if ((p.form != ProductForm::kForward && !across) || p.a_type != DType::kBF16 || p.b_type != DType::kBF16) return false;
     if (p.m > (p.offsets == nullptr ? kMostRows : kMostExpertRows) || (across ? p.n : p.k) % kPiece != 0) return false;
     bool all = across || aligned(p.a, p.a_m, p.a_group);
-    for (int g = 0; g < p.groups; ++g) all = all && aligned(table.matrix[g], table.row[g], 0);
+    for (int g = 0; g < p.groups; ++g) all = all && aligned(table.matrix[g], table.row[g]);
     return all;
 }
 

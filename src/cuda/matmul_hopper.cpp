@@ -11,10 +11,6 @@ namespace {
 
 constexpr int64_t kNarrow = 64;  // below this width of the result a tile of 128 x 256 is mostly padding
 
-bool aligned(const void* p, int64_t row, int64_t group) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row % 8 == 0 && group % 8 == 0;
-}
-
 // Bytes from one group's matrix to the next; meaningless with one group.
 int64_t distance(const GroupTable& table, int groups) {
     if (groups < 2) return 0;
@@ -40,10 +36,10 @@ bool suits_hopper(const Product& p, const GroupTable& table) {
     if (p.m < 1 || p.k < 1 || p.n < kNarrow || p.n % 8 != 0 || (wgrad ? p.m < kNarrow || p.m % 8 != 0 : p.k % 8 != 0))
         return false;
     if (!aligned(p.a, wgrad ? p.a_k : p.a_m, p.a_group)) return false;
-    if (wgrad ? !aligned(p.b, p.b_row, 0) : !aligned(p.c, p.c_m, p.c_group)) return false;
+    if (wgrad ? !aligned(p.b, p.b_row) : !aligned(p.c, p.c_m, p.c_group)) return false;
     // Heads that all read the same rows: a tensor map cannot say so.
     if (p.offsets == nullptr && p.groups > 1 && (wgrad || p.a_group <= 0 || p.c_group <= 0)) return false;
-    return aligned(table.matrix[0], table.row[0], 0) && evenly_spaced(table, p.groups) && hopper::available();
+    return aligned(table.matrix[0], table.row[0]) && evenly_spaced(table, p.groups) && hopper::available();
 }
 
 int hopper_splits(const Product& p) {
@@ -108,7 +104,7 @@ bool run_hopper_gated(const Where& where, const Product& p, const GroupTable& ta
                                 .w_row = table.row[0],
                                 .w_group = distance(table, p.groups) / 2,
                                 .multiprocessors = where.multiprocessors};
-    if (p.n % 16 != 0 || !aligned(y, y_row, 0) || !hopper::prefers_gated(g)) return false;
+    if (p.n % 16 != 0 || !aligned(y, y_row) || !hopper::prefers_gated(g)) return false;
     hopper::gated_matmul(y, p.a, table.matrix[0], g, where.stream);
     return true;
 }

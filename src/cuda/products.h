@@ -41,6 +41,12 @@ struct Product {
     bool first = false;                // wgrad: = in place of +=
 };
 
+// Whether pieces of 16 bytes can be read of rows of bf16: where they begin, and elements from one row, and one group, to the
+// next.
+[[nodiscard]] inline bool aligned(const void* p, int64_t row, int64_t group = 0) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row % 8 == 0 && group % 8 == 0;
+}
+
 // Where products run, and whether only the exact definition will do.
 struct Where {
     cudaStream_t stream;

@@ -166,19 +166,15 @@ void launch(cudaStream_t stream, const Product& p, const GroupTable& table, floa
     }
 }
 
-bool aligned(const void* p, int64_t line, int64_t group) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && line % 8 == 0 && group % 8 == 0;
-}
-
 }  // namespace
 
 bool suits_tensor_cores(const Product& p, const GroupTable& table) {
     if (p.a_type != DType::kBF16 || p.b_type != DType::kBF16) return false;
     const bool wgrad = p.form == ProductForm::kWgrad;
     if (!aligned(p.a, wgrad ? p.a_k : p.a_m, p.a_group)) return false;
-    if (wgrad) return aligned(p.b, p.b_row, 0);
+    if (wgrad) return aligned(p.b, p.b_row);
     for (int g = 0; g < p.groups; ++g)
-        if (!aligned(table.matrix[g], table.row[g], 0)) return false;
+        if (!aligned(table.matrix[g], table.row[g])) return false;
     return true;
 }
 
