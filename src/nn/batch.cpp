@@ -33,7 +33,7 @@ struct GroupBuilder {
     int64_t rows = 0, keys = 0, max_q = 0, max_k = 0;
     int64_t cu_q_at = 0, cu_k_at = 0, key_rows_at = 0, block_table_at = 0, columns = 0;  // in the lists
     struct Run {
-        int64_t first = 0, row_begin = 0, max_q = 0, max_k = 0;
+        int64_t first = 0, row_begin = 0, max_q = 0, max_k = 0;  // first: sequence of the group
         bool many = false;
         std::vector<int32_t> cu_q{0};
         int64_t cu_q_at = 0;
@@ -46,7 +46,7 @@ struct GroupBuilder {
         keys += length;
         max_q = std::max(max_q, queries);
         max_k = std::max(max_k, length);
-        add_to_run(queries, length);
+        if (form == AttentionForm::kAbsorbed) add_to_run(queries, length);
         cu_q.push_back(static_cast<int32_t>(rows));
         cu_k.push_back(static_cast<int32_t>(keys));
         tables.push_back(chunk.block_table);
@@ -57,8 +57,10 @@ struct GroupBuilder {
         }
     }
 
+    // Latent attention shares out its work by the most queries of a sequence: one prompt's piece beside answers would leave
+    // these to a few processors (docs/decisions/017-queries-alike.md).
     void add_to_run(int64_t queries, int64_t length) {
-        constexpr int64_t kFew = 8;
+        constexpr int64_t kFew = 8;  // an answer's token and its drafts
         const bool many = queries > kFew;
         if (runs.empty() || runs.back().many != many)
             runs.push_back({.first = std::ssize(tables), .row_begin = rows - queries, .many = many});

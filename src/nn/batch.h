@@ -53,7 +53,7 @@ struct SequenceGroup {
     int64_t row_begin = 0, rows = 0;  // in the batch
     int64_t keys = 0;                 // sum of the sequences' lengths, cached tokens included
     Spans spans;                      // query and key boundaries counted from the group's first row and key
-    std::vector<SequenceRun> runs;    // the same by sequences alike: what shares out its work by the longest takes them in turn
+    std::vector<SequenceRun> runs;    // absorbed form: the same by sequences alike, for latent attention to take in turn
     Tensor key_rows;                  // [keys] i32: page row (block * block_size + offset) of every key; absent without a cache
 
     // The group's rows of a tensor over the whole batch.
