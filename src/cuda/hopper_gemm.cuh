@@ -22,7 +22,8 @@
 namespace fathom::hopper {
 
 constexpr int kTileK = 64;
-constexpr int kBox = 64 * 64 * 2;  // bytes of a 64 x 64 box
+constexpr int kRowBytes = kTileK * 2;  // of a slice: one line of the swizzle
+constexpr int kBox = 64 * kRowBytes;   // bytes of a 64 x 64 box
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kConsumerWarps = kConsumers / kWarp;
@@ -32,7 +33,7 @@ enum class Result { kBf16, kF32, kGated };
 
 template <int kTileN>
 struct GemmTile {
-    static constexpr int kStageBytes = (kTileM + kTileN) * 128, kStages = 192 * 1024 / kStageBytes;
+    static constexpr int kStageBytes = (kTileM + kTileN) * kRowBytes, kStages = 192 * 1024 / kStageBytes;
 };
 
 template <int kTileN>
@@ -52,7 +53,7 @@ __device__ __forceinline__ void copy_operand(uint32_t to, const CUtensorMap* map
                                              int k, int group) {
     if constexpr (kMajor == Major::kK) {
         if (share)
-            tma_load_multicast(to + rank * (kRows / 2 * 128), map, full, 3, k, mn + rank * (kRows / 2), group);
+            tma_load_multicast(to + rank * (kRows / 2 * kRowBytes), map, full, 3, k, mn + rank * (kRows / 2), group);
         else
             tma_load(to, map, full, k, mn, group);
     } else {
@@ -73,7 +74,7 @@ template <int kRows>
 __device__ __forceinline__ void copy_gate_and_up(uint32_t to, const CUtensorMap* map, uint32_t full, const GemmParams& p,
                                                  int rank, const Tile& tile, int k) {
     for (int part = 0; part < 2; ++part) {
-        const uint32_t at = to + part * (kRows / 2 * 128);
+        const uint32_t at = to + part * (kRows / 2 * kRowBytes);
         if (p.share_a)
             tma_load(at, map, full, k, tile.n + part * p.n, tile.group);
         else if (part == rank)
@@ -100,8 +101,8 @@ __device__ void produce(GemmShared<kTileN>& shared, const CUtensorMap* map_a, co
         for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
             barrier_wait(smem_address(&shared.empty[ring.stage]), ring.parity ^ 1);
             const uint32_t full = smem_address(&shared.full[ring.stage]);
-            const uint32_t a = smem_address(shared.stage[ring.stage]), b = a + kTileM * 128;
-            barrier_expect(full, Sizes::kStageBytes - (low ? kTileM / 2 * 128 : 0));
+            const uint32_t a = smem_address(shared.stage[ring.stage]), b = a + kTileM * kRowBytes;
+            barrier_expect(full, Sizes::kStageBytes - (low ? kTileM / 2 * kRowBytes : 0));
             const int k = k_base + block * kTileK;
             if (!low || rank == 0) copy_operand<kTileM, kA>(a, map_a, full, p.share_a, rank, m, k, tile.group * p.a_group);
             if constexpr (kResult == Result::kGated)
@@ -195,7 +196,7 @@ __device__ void consume(GemmShared<kTileN>& shared, const GemmParams& p, int ran
         if (kRaggedK && tile.k_blocks == 0) clear_registers(sums);
         int previous = -1;
         for (int block = 0; block < tile.k_blocks; ++block, ring.advance()) {
-            const uint32_t a = stages + ring.stage * Sizes::kStageBytes, b = a + kTileM * 128;
+            const uint32_t a = stages + ring.stage * Sizes::kStageBytes, b = a + kTileM * kRowBytes;
             barrier_wait(smem_address(&shared.full[ring.stage]), ring.parity);
             if constexpr (kRaggedK) {
                 const int valid = tile.last_row - tile.first_row - block * kTileK;

@@ -15,7 +15,6 @@ namespace fathom::hopper {
 constexpr int kTileM = 128;
 constexpr int kBand = 8;
 constexpr int kMaxGroups = 1024;
-constexpr int kMaxBlocks = 1 << 20;
 
 // What a kernel of grouped products is told beside its tensor maps.
 struct GemmParams {
@@ -153,8 +152,9 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
           "grouped product: rows must lie multiples of 8 elements apart");
     check(reinterpret_cast<uintptr_t>(out) % 16 == 0, "grouped product: the result's address must be a multiple of 16");
     const int batched = g.offsets == nullptr && g.group_rows == 0 ? 1 : 0;
+    int64_t blocks = blocks_for(g);
     // Blocks without a tile would keep others from their place.
-    const int64_t useful = g.offsets == nullptr ? 2 * pairs_of(m, n, tile_n, g.groups) : kMaxBlocks;
+    if (g.offsets == nullptr) blocks = std::min(blocks, 2 * pairs_of(m, n, tile_n, g.groups));
     return {.out = out,
             .offsets = g.offsets,
             .out_row = out_row,
@@ -169,7 +169,7 @@ inline GemmParams gemm_params(void* out, const GroupedGemm& g, int tile_n, int64
             .share_a = prefer_sharing_a(m, n, tile_n),
             .group_rows = static_cast<int>(g.group_rows),
             .accumulate = true,
-            .blocks = static_cast<int>(std::min<int64_t>(blocks_for(g), useful))};
+            .blocks = static_cast<int>(blocks)};
 }
 
 }  // namespace fathom::hopper

@@ -10,11 +10,9 @@ namespace fathom {
 // Sets `rows` of every sequence that takes part. Decoding sequences come first, so that a long prompt does not hold them up.
 void Engine::schedule() {
     const int64_t preempted = counters_.preemptions;
-    int64_t rows = rows_for_prompts_ = options_.max_batch_rows;
-    drop_drafts(rows);
-    rows = schedule_running(rows, true);
-    rows_for_prompts_ = rows;
-    rows = schedule_running(rows, false);
+    drop_drafts(options_.max_batch_rows);
+    rows_for_prompts_ = schedule_running(options_.max_batch_rows, true);
+    const int64_t rows = schedule_running(rows_for_prompts_, false);
     if (counters_.preemptions == preempted) admit(rows);
 }
 
