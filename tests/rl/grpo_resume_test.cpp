@@ -1,6 +1,5 @@
 // GRPO through the binary: whatever stops a run, going on ends with the same bytes, used-up part of a generation included.
 #include <gtest/gtest.h>
-#include <algorithm>
 #include <cmath>
 
 #include "base/rng.h"
@@ -28,23 +27,10 @@ double value_of(const StepMetrics& metrics, const std::string& name) {
     return NAN;
 }
 
-// Steps that a run has told of.
-int64_t lines_of(const fs::path& run) {
-    const fs::path metrics = run / "metrics.jsonl";
-    return fs::exists(metrics) ? std::ranges::count(read_text(metrics), '\n') : 0;
-}
-
 class GrpoResume : public testing::Test {
 protected:
     fs::path base = fresh_folder("grpo_resume");
     Rng rng{5, 0};
-    // Goes on for 0 to 2 steps and a part of one. Steps, not time: a fast machine ends the run within 0.2 s.
-    [[nodiscard]] bool goes_on(Training& part, const fs::path& run) {
-        const int64_t until = lines_of(run) + static_cast<int64_t>(rng.below(3));
-        if (!part.reaches([&] { return lines_of(run) >= until; })) return false;
-        std::this_thread::sleep_for(std::chrono::microseconds(rng.below(5000)));
-        return true;
-    }
     static const fs::path& whole() {
         static const fs::path folder = [] {
             const fs::path made = fresh_folder("grpo_whole");
@@ -87,7 +73,7 @@ TEST_F(GrpoResume, KillingAtAnyMomentEndsWithTheSameBytes) {
         // Once something new was saved, and a little later.
         const size_t before = training_checkpoints(run / "checkpoints").size();
         if (!part.reaches([&] { return training_checkpoints(run / "checkpoints").size() > before; })) break;
-        if (!goes_on(part, run)) break;
+        if (!goes_on(part, run, rng)) break;
         if (part.stop(SIGKILL) != -SIGKILL) break;
         ++kills;
     }
@@ -103,9 +89,9 @@ TEST_F(GrpoResume, CtrlCAtAnyMomentEndsWithTheSameBytes) {
     int stops = 0;
     for (int round = 0; round < 4; ++round) {
         Training part(run, {"--resume", "auto"}, "grpo", kConfig);
-        const int64_t before = lines_of(run);
-        if (!part.reaches([&] { return lines_of(run) > before; })) break;
-        if (!goes_on(part, run)) break;
+        const int64_t before = steps_told(run);
+        if (!part.reaches([&] { return steps_told(run) > before; })) break;
+        if (!goes_on(part, run, rng)) break;
         if (part.stop(SIGINT) != 130) break;
         ++stops;
     }

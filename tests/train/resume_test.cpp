@@ -6,13 +6,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <functional>
 #include <map>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/file.h"
@@ -97,12 +95,9 @@ TEST_F(Resume, KillingAtAnyMomentEndsWithTheSameBytes) {
     int kills = 0;
     for (int round = 0; round < 10; ++round) {
         Training part(run(), kSmooth + Settings{"--resume", "auto"});
-        const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(20 + rng.below(400));
         // Every other time while a checkpoint is being written.
-        const bool reached =
-            part.reaches([&] { return round % 2 == 0 ? any_partial(run()) : std::chrono::steady_clock::now() > until; });
-        if (!reached) break;
-        EXPECT_EQ(part.stop(SIGKILL), -SIGKILL);
+        if (!(round % 2 == 0 ? part.reaches([&] { return any_partial(run()); }) : goes_on(part, run(), rng))) break;
+        if (part.stop(SIGKILL) != -SIGKILL) break;  // it had just ended
         ++kills;
         for (const fs::path& checkpoint : checkpoints_of(run()))
             expect_same_files(checkpoint, whole() / "checkpoints" / checkpoint.filename());

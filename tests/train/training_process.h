@@ -6,11 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -18,6 +21,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/rng.h"
 #include "train/metrics.h"
 
 namespace fathom {
@@ -82,6 +86,20 @@ private:
     pid_t pid_ = 0;
     bool ended_ = false;
 };
+
+// Steps that a run has told of. Not by read_text, which maps the file: a run that goes on cuts it.
+inline int64_t steps_told(const fs::path& run) {
+    std::ifstream metrics(run / "metrics.jsonl");
+    return std::count(std::istreambuf_iterator<char>(metrics), {}, '\n');
+}
+
+// Lets it do 0 to 2 steps and a part of one; false if it ended before. Steps, not time: a fast machine ends a run within 0.2 s.
+[[nodiscard]] inline bool goes_on(Training& training, const fs::path& run, Rng& rng) {
+    const int64_t until = steps_told(run) + static_cast<int64_t>(rng.below(3));
+    if (!training.reaches([&] { return steps_told(run) >= until; })) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(rng.below(5000)));
+    return true;
+}
 
 struct Outcome {
     int code;
