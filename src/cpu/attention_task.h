@@ -90,9 +90,6 @@ struct AttentionKernels {
 
 [[nodiscard]] const AttentionKernels& attention_kernels_avx2();
 [[nodiscard]] const AttentionKernels& attention_kernels_avx512();
-// Whole-number products over blocks (attention_vnni_avx512.cpp), not the bits of the others; no backward.
-[[nodiscard]] const AttentionKernels& attention_kernels_vnni();
-[[nodiscard]] bool has_whole_number_attention(const AttentionTask& task);
 // Products in pairs of bf16 (attention_pairs_avx512.cpp) of the expanded form, not the bits of the others; only `forward`.
 [[nodiscard]] const AttentionKernels& attention_kernels_pairs();
 [[nodiscard]] bool has_paired_attention(const AttentionTask& task);

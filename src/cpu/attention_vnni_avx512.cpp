@@ -1,78 +1,52 @@
 // Latent attention over a cache of int8 or int4 blocks with AVX512-VNNI: both products in whole numbers, 16 x 4 multiply-adds
 // an instruction. Not the bits of the f32 kernels (docs/decisions/013): queries and the softmax's weights are rounded to 8
 // bits.
-//   begin    per lane and 32 channels: query = dq code + rounding, code in [-127, 127]
-//   scores   s = sum over blocks of dq d sum(code of the query, code of the key);  p = exp(s - top), top of this tile of keys
-//   values   per tile and block of 32 channels: w = round(255 p d / d_max) in [0, 255], d_max of the keys that the lane sees;
-//            o = o f + sum(w code) f_tile d_max / 255, f and f_tile as in attention_kernels.h, for a top per tile
-// A lane meets no other one and a tile no other tile but in f and f_tile, so the bits do not depend on the batch, the chunk or
-// the threads. A key of 576 channels and 16 heads takes 144 + 128 vpdpbusd and about as many other instructions: 159 ns of a
-// Zen 4 core, 351 in f32.
+//   queries  per lane and 32 channels: query = dq code + rounding, code in [-127, 127]
+//   scores   s = sum over blocks of dq d sum(code of the query, code of the key);  p = exp(s - top), top of this tile of keys,
+//            in 16 bits: p' = round(65535 p)
+//   values   per tile and block of 32 channels: w = (e p' / 65536 + 128) / 256 in [0, 255], e = round(65280 d / d_max), both
+//            quotients rounded down, d_max of the keys that the lane sees: w is 255 p d / d_max rounded;
+//            o = sum over tiles of f sum(w code) d_max / 255, f = exp(top - top of the span)
+// A lane meets no other one and a tile no other tile but in f, so the bits do not depend on the batch, the chunk or the
+// threads. A key of 576 channels and 16 heads takes 144 + 128 vpdpbusd, 42 ns of a Sapphire Rapids core, of 91 in all.
+#include "cpu/attention_vnni_spans.h"
+
 #include <immintrin.h>
 #include <cstring>
 
-#include "cpu/attention_kernels.h"
-#include "cpu/attention_task.h"
-#include "cpu/kernels.h"
+#include "cpu/attention_vnni_keys.h"
 #include "cpu/quant_rows_avx512.h"
 #include "cpu/simd_avx512.h"
+#include "cpu/simd_math.h"
 
 namespace fathom {
 namespace {
 
-constexpr int64_t kLanes = 16;
-constexpr int64_t kQuads = kCacheBlock / 4;
-constexpr int64_t kMaxBlocks = kMaxHeadWidth / kCacheBlock;
-constexpr int64_t kKeyStride = kMaxHeadWidth + 64;  // bytes between staged keys: 10 cache lines
-constexpr float kNothing = -3e38f;                  // below every score, and still a number
+constexpr float kNothing = -3e38f;  // below every score, and still a number
 
-using T = AttentionTemplates<Avx512>;
+int64_t vectors_of(const AttentionTask& task) { return (task.lanes + kLanes - 1) / kLanes; }
+// In whole pairs: of an odd number of blocks the last comes again, and queries have nothing there.
+int64_t blocks_of(const AttentionTask& task) { return (task.d_q + 2 * kCacheBlock - 1) / (2 * kCacheBlock) * 2; }
 
-// What the steps share: of one task in `forward`, in AttentionSplit::memory else.
-struct Space {
-    int64_t blocks, vectors, d_v;  // of a key; of lanes
-    uint8_t* codes;                // queries [blocks, 8, vectors, 16 x 4 bytes]
-    float* dq;                     // [blocks, 64]
-    int32_t* shift;                // [blocks, 64]: -128 sum of codes
-    float* last;                   // [2, 64]: maximum and sum over all tiles
-    float* o;                      // [lanes, d_v], channels in the order of interleaved()
-    Space(const AttentionTask& task, float* memory)
-        : blocks((task.d_q + kCacheBlock - 1) / kCacheBlock),
-          vectors(T::vectors_of(task.lanes)),
-          d_v(task.d_v) {
-        dq = memory;
-        shift = reinterpret_cast<int32_t*>(dq + blocks * kQueryLanes);
-        last = dq + 2 * blocks * kQueryLanes;
-        codes = reinterpret_cast<uint8_t*>(last + 2 * kQueryLanes);
-        o = last + 2 * kQueryLanes + blocks * kCacheBlock / 4 * kQueryLanes;
-    }
-    [[nodiscard]] float* end() const { return o + d_v * kQueryLanes; }
-};
-
-// The 32 codes of block g of a row.
-template <BlockType kType>
-__m256i codes_of(const std::byte* row, int64_t g) {
-    const auto* const from = reinterpret_cast<const __m128i*>(row + g * cache_block_bytes(kType) + 2);
-    if constexpr (kType == BlockType::kQ80) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    const __m128i bytes = _mm_loadu_si128(from), mask = _mm_set1_epi8(15);
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_and_si128(bytes, mask)),
-                                                 _mm_and_si128(_mm_srli_epi16(bytes, 4), mask), 1);
-    return _mm256_sub_epi8(both, _mm256_set1_epi8(8));
+// sum + bytes without a sign x codes. GCC 12 copies the sums of the intrinsic twice an instruction, and spills them.
+[[gnu::always_inline]] inline __m512i add_products(__m512i sum, __m512i bytes, __m512i codes) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(codes));
+    return sum;
 }
 
-// Where the keys of a tile lie: pages make finding a row cost a division.
-struct TileRows {
-    const std::byte* row[kKeyTile];
-    TileRows(const KeyRows& keys, int64_t begin, int64_t count) {
-        for (int64_t t = 0; t < count; ++t) row[t] = keys.row(begin + t);
-    }
+// ---- queries -------------------------------------------------------------------------------------------------------------
+
+struct Queries {
+    float* dq;       // [blocks, 64]
+    int32_t* shift;  // [blocks, 64]: -zero_of() sum of codes
+    uint8_t* codes;  // [blocks, 8, vectors, 16 x 4 bytes]
+    Queries(const AttentionTask& task, float* memory)
+        : dq(memory),
+          shift(reinterpret_cast<int32_t*>(dq + blocks_of(task) * kQueryLanes)),
+          codes(reinterpret_cast<uint8_t*>(shift + blocks_of(task) * kQueryLanes)) {}
 };
 
-uint16_t half_of(BlockType type, const std::byte* row, int64_t g) {
-    uint16_t half;
-    std::memcpy(&half, row + g * cache_block_bytes(type), sizeof half);
-    return half;
-}
+// ---- scores --------------------------------------------------------------------------------------------------------------
 
 __m512i broadcast4(const uint8_t* from) {
     int32_t four;
@@ -80,336 +54,365 @@ __m512i broadcast4(const uint8_t* from) {
     return _mm512_set1_epi32(four);
 }
 
-// ---- queries -------------------------------------------------------------------------------------------------------------
-
-void pack_queries(const AttentionTask& task, const Space& at) {
-    const int64_t width = at.blocks * kCacheBlock;
-    float x[kMaxHeadWidth] = {};
-    int8_t q[kMaxHeadWidth];
-    StepFactors factors[kMaxBlocks];
-    std::memset(at.dq, 0, static_cast<size_t>(2 * at.blocks * kQueryLanes) * sizeof(float));
-    std::memset(at.codes, 0, static_cast<size_t>(width * at.vectors * kLanes));
-    for (int64_t lane = 0; lane < task.lanes; ++lane) {
-        for (int64_t c = 0; c < task.d_q; ++c) x[c] = task.scale * task.q[lane][c];
-        quantize_row_avx512(q, factors, x, width, 128, false);
-        for (int64_t g = 0; g < at.blocks; ++g) {
-            at.dq[g * kQueryLanes + lane] = factors[g].d;
-            at.shift[g * kQueryLanes + lane] = factors[g].shift[0];
-        }
-        for (int64_t quad = 0; quad < width / 4; ++quad)
-            std::memcpy(at.codes + 4 * (quad * at.vectors * kLanes + lane), q + 4 * quad, 4);
-    }
-}
-
-// ---- scores --------------------------------------------------------------------------------------------------------------
-
-// A tile of keys as codes + 128 and f32 scales.
-struct StagedKeys {
-    alignas(64) uint8_t codes[kKeyTile * kKeyStride];
-    float d[kKeyTile * kMaxBlocks];
+// What a group is multiplied with, and where it goes.
+struct ScoreStep {
+    const Queries& queries;
+    int64_t blocks, vectors, value_blocks;
+    int64_t first;                 // key of the group, in the span
+    const std::byte* const* next;  // rows of the next group, to be fetched ahead
+    Staged& staged;
 };
 
+// Scores of kKeys keys of a group from its key `t` on, vector `vector` of the queries. With the first vector values are staged
+// and rows fetched, which the products hide.
+constexpr int kKeys = 8;
 template <BlockType kType>
-void stage(StagedKeys& to, const TileRows& keys, int64_t count, int64_t blocks) {
-    for (int64_t t = 0; t < count; ++t) {
-        const std::byte* const row = keys.row[t];
-        for (int64_t g = 0; g < blocks; ++g) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.codes + t * kKeyStride + g * kCacheBlock),
-                                _mm256_xor_si256(codes_of<kType>(row, g), _mm256_set1_epi8(-128)));
-            to.d[t * kMaxBlocks + g] = _cvtsh_ss(half_of(kType, row, g));
-        }
-    }
-}
-
-// s[t, 16 lanes] of kKeys keys from `first` on, vector `vector` of the queries.
-template <int kKeys>
-void score_keys(float* s, const Space& at, const StagedKeys& keys, int64_t first, int64_t vector) {
-    const uint8_t* const from = keys.codes + first * kKeyStride;
-    const uint8_t* codes = at.codes + 64 * vector;
+void score_keys(const ScoreStep& at, int64_t t, int64_t vector) {
+    const uint8_t* const keys = at.staged.keys + t * kKeyStride;
+    const uint8_t* codes = at.queries.codes + 64 * vector;
+    float* const s = at.staged.scores + (vector * kKeyTile + (at.first + t) % kKeyTile) * kLanes;
     __m512 y[kKeys];
 #pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) y[i] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < at.blocks; ++g) {
-        __m512i sum[kKeys];
+    for (int64_t g = 0; g < at.blocks; g += 2, codes += 64 * kQuads * at.vectors) {
+        if (vector == 0) {
 #pragma GCC unroll 8
-        for (int i = 0; i < kKeys; ++i) sum[i] = _mm512_loadu_si512(at.shift + g * kQueryLanes + vector * kLanes);
-#pragma GCC unroll 8
-        for (int64_t quad = 0; quad < kQuads; ++quad, codes += 64 * at.vectors) {
-            const __m512i q = _mm512_loadu_si512(codes);
+            for (int i = 0; i < kKeys; ++i) {
+                _mm_prefetch(at.next[t + i] + g * cache_block_bytes(kType), _MM_HINT_T0);
+                _mm_prefetch(at.next[t + i] + (g + 1) * cache_block_bytes(kType), _MM_HINT_T0);
+            }
+            uint8_t* const values = at.staged.values + g * kValueStride + (at.first + t) * kCacheBlock;
+            if (g < at.value_blocks)
+                for (int64_t i = 0; i < kKeys; i += 4) interleave<kType>(values + i * kCacheBlock, at.staged, t + i, g);
+        }
+        __m512i sum[2][kKeys];
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 8
             for (int i = 0; i < kKeys; ++i)
-                sum[i] = _mm512_dpbusd_epi32(sum[i], broadcast4(from + i * kKeyStride + g * kCacheBlock + 4 * quad), q);
-        }
-        const __m512 dq = _mm512_loadu_ps(at.dq + g * kQueryLanes + vector * kLanes);
+                sum[half][i] = _mm512_loadu_si512(at.queries.shift + (g + half) * kQueryLanes + vector * kLanes);
 #pragma GCC unroll 8
-        for (int i = 0; i < kKeys; ++i) {
-            const __m512 d = _mm512_set1_ps(keys.d[(first + i) * kMaxBlocks + g]);
-            y[i] = _mm512_fmadd_ps(dq, _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[i])), y[i]);
+        for (int64_t quad = 0; quad < kQuads; ++quad, codes += 64 * at.vectors)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
+                const __m512i q = _mm512_loadu_si512(codes + half * 64 * kQuads * at.vectors);
+#pragma GCC unroll 8
+                for (int i = 0; i < kKeys; ++i)
+                    sum[half][i] =
+                        add_products(sum[half][i], broadcast4(keys + i * kKeyStride + (g + half) * kCacheBlock + 4 * quad), q);
+            }
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            const __m512 dq = _mm512_loadu_ps(at.queries.dq + (g + half) * kQueryLanes + vector * kLanes);
+            const float* const d = at.staged.d + (g + half) * kScaleStride + at.first + t;
+#pragma GCC unroll 8
+            for (int i = 0; i < kKeys; ++i)
+                y[i] = _mm512_fmadd_ps(_mm512_mul_ps(dq, _mm512_set1_ps(d[i])), _mm512_cvtepi32_ps(sum[half][i]), y[i]);
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < kKeys; ++i) _mm512_storeu_ps(s + i * kQueryLanes, y[i]);
+    for (int i = 0; i < kKeys; ++i) _mm512_storeu_ps(s + i * kLanes, y[i]);
 }
 
-// s [kKeyTile, 64] = exp(scores - top) of the tile that begins at `begin`, its top and sum per lane. Rows of s behind the last
-// key become zeros up to a multiple of 4.
-void score_tile(float* s, float* top, float* sum, const AttentionTask& task, const Space& at, int64_t begin, int64_t count,
-                float* scratch) {
-    auto& keys = *reinterpret_cast<StagedKeys*>(scratch);
-    const TileRows rows(task.keys, begin, count);
-    (task.keys.type == BlockType::kQ80 ? stage<BlockType::kQ80> : stage<BlockType::kQ40>)(keys, rows, count, at.blocks);
-    float visible[kQueryLanes];
-    for (int64_t i = 0; i < kQueryLanes; ++i)
-        visible[i] = static_cast<float>(task.visible[i < task.lanes ? i : task.lanes - 1]);
-    for (int64_t j = 0; j < at.vectors; ++j) {
-        int64_t t = 0;
-        for (; t + 8 <= count; t += 8) score_keys<8>(s + t * kQueryLanes + j * kLanes, at, keys, t, j);
-        for (; t < count; ++t) score_keys<1>(s + t * kQueryLanes + j * kLanes, at, keys, t, j);
-        float* const lanes = s + j * kLanes;
-        const Avx512 most =
-            T::mask_and_top(lanes, Avx512::all(kNothing), Avx512::load(visible + j * kLanes), begin, count, true);
-        most.store(top + j * kLanes);
-        T::exponentials(lanes, most, count).store(sum + j * kLanes);
-        for (; t % 4 != 0; ++t) _mm512_storeu_ps(lanes + t * kQueryLanes, _mm512_setzero_ps());
+// Scores [count, 16] of a tile become -infinity from key `seen` of each lane on; the largest.
+Avx512 mask_and_top(float* s, Avx512 seen, int64_t count, bool masked) {
+    const Avx512 least = Avx512::all(-__builtin_inff());
+    Avx512 top[4] = {least, least, least, Avx512::all(kNothing)};
+    for (int64_t t = 0; t < count; t += 4)
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < 4; ++i) {
+            Avx512 x = Avx512::load(s + (t + i) * kLanes);
+            if (masked) {
+                x = Avx512::if_less(Avx512::all(static_cast<float>(t + i)), seen, x, least);
+                x.store(s + (t + i) * kLanes);
+            }
+            top[i] = Avx512::max(x, top[i]);
+        }
+    return Avx512::max(Avx512::max(top[0], top[1]), Avx512::max(top[2], top[3]));
+}
+
+// p = exp(s - top) of one vector of lanes in 16 bits; returns the sum. Vectors of p are p_row numbers apart.
+Avx512 exponentials(uint16_t* p, int64_t p_row, const float* s, Avx512 top, int64_t count) {
+    Avx512 sum = Avx512::zero();
+    for (int64_t t = 0; t < count; t += 4, p += p_row) {
+        __m512i q[4];
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < 4; ++i) {
+            const Avx512 x = exp(Avx512::load(s + (t + i) * kLanes) - top);
+            sum = sum + x;
+            q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(x.v, _mm512_set1_ps(65535.0f)));
+        }
+        _mm512_store_si512(p, _mm512_or_si512(q[0], _mm512_slli_epi32(q[2], 16)));
+        _mm512_store_si512(p + 32, _mm512_or_si512(q[1], _mm512_slli_epi32(q[3], 16)));
     }
+    return sum;
 }
 
 // ---- values --------------------------------------------------------------------------------------------------------------
 
-// Of a tile and 32 channels: four keys' codes side by side, [16, 2, 64 bytes], and the lanes' weights, [16, lanes, 4 bytes].
-struct StagedValues {
-    alignas(64) uint8_t codes[kKeyTile / 4 * 128];
-    alignas(64) int32_t weights[kKeyTile / 4 * kQueryLanes];
-    float d[kKeyTile];        // scales
-    uint16_t half[kKeyTile];  // the same, and the largest so far: positive halves are ordered as whole numbers
-    uint16_t most[kKeyTile];
-    alignas(64) float factor[kQueryLanes];  // 255 / the largest scale of the keys that a lane sees
-};
-
-// Channels {0-3, 16-19, 4-7, 20-23} and {8-11, 24-27, 12-15, 28-31}, four bytes each.
-void interleave(uint8_t* to, const __m256i (&row)[4]) {
-    const __m256i low01 = _mm256_unpacklo_epi8(row[0], row[1]), high01 = _mm256_unpackhi_epi8(row[0], row[1]);
-    const __m256i low23 = _mm256_unpacklo_epi8(row[2], row[3]), high23 = _mm256_unpackhi_epi8(row[2], row[3]);
-    auto* const at = reinterpret_cast<__m256i*>(to);
-    _mm256_store_si256(at, _mm256_unpacklo_epi16(low01, low23));
-    _mm256_store_si256(at + 1, _mm256_unpackhi_epi16(low01, low23));
-    _mm256_store_si256(at + 2, _mm256_unpacklo_epi16(high01, high23));
-    _mm256_store_si256(at + 3, _mm256_unpackhi_epi16(high01, high23));
-}
-// Where `interleave` has put 4 channels from 4 i on, in fours.
-constexpr int64_t kPlaceOfFour[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-
-// Codes of block g, negated where the scale is negative (Q4_0), keys in excess as zeros.
-template <BlockType kType>
-void stage_values(StagedValues& to, const TileRows& keys, int64_t count, int64_t g) {
-    uint16_t most = 0;
-    for (int64_t t = 0; t < count; t += 4) {
-        __m256i row[4];
-        for (int64_t i = 0; i < 4; ++i) {
-            const bool there = t + i < count;
-            const uint16_t half = there ? half_of(kType, keys.row[t + i], g) : 0;
-            row[i] = there ? codes_of<kType>(keys.row[t + i], g) : _mm256_setzero_si256();
-            if constexpr (kType == BlockType::kQ40)  // a branch on the sign would be guessed wrong every other time
-                row[i] = _mm256_sign_epi8(row[i], _mm256_set1_epi8(static_cast<char>(1 - 2 * (half >> 15))));
-            to.half[t + i] = half & 0x7fff;
-            most = most > to.half[t + i] ? most : to.half[t + i];
-            to.most[t + i] = most;
-        }
-        interleave(to.codes + 32 * t, row);
+// The largest |d| of a tile's first `count` scales.
+float largest(const float* d, int64_t count) {
+    Avx512 most = Avx512::zero();
+    for (int64_t t = 0; t < count; t += kLanes) {
+        const Avx512 x = Avx512::load(d + t, count - t < kLanes ? count - t : kLanes);
+        most = Avx512::max(most, {_mm512_abs_ps(x.v)});
     }
-    for (int64_t t = 0; t < count; t += kLanes) Avx512::load(reinterpret_cast<const Float16*>(to.half + t)).store(to.d + t);
+    return most.largest();
 }
 
-// weights = round(255 p d / most), rows of p, p_row floats apart, up to a multiple of 4 being zeros.
-void stage_weights(StagedValues& to, const float* p, int64_t p_row, int64_t count, int64_t vectors) {
-    for (int64_t j = 0; j < vectors; ++j) {
-        const __m512 factor = _mm512_load_ps(to.factor + j * kLanes);
-        for (int64_t t = 0; t < count; t += 4) {
-            __m512i w[4];
-#pragma GCC unroll 4
-            for (int64_t i = 0; i < 4; ++i) {
-                const __m512 d = _mm512_mul_ps(factor, _mm512_set1_ps(to.d[t + i]));
-                w[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(p + (t + i) * p_row + j * kLanes), d));
+// e of a tile's keys. Behind the last one that a lane sees it may be anything: p is 0 there, and in what it spills into.
+void scale_steps(int32_t* e, const float* d, float factor, int64_t count) {
+    for (int64_t t = 0; t < count; t += kLanes) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_abs_ps(_mm512_loadu_ps(d + t)), _mm512_set1_ps(factor));
+        const __m512i x = _mm512_cvtps_epi32(scaled);
+        _mm512_store_si512(e + t, _mm512_or_si512(x, _mm512_slli_epi32(_mm512_bsrli_epi128(x, 8), 16)));
+    }
+}
+
+// Weights of the lanes in `mask` of one vector.
+void weigh(int32_t* weights, int64_t row, const uint16_t* p, const int32_t* e, int64_t count, __mmask16 mask) {
+    const auto product = [](const uint16_t* of, int32_t steps) {
+        return _mm512_add_epi16(_mm512_mulhi_epu16(_mm512_load_si512(of), _mm512_set1_epi32(steps)), _mm512_set1_epi16(128));
+    };
+    for (int64_t t = 0; t < count; t += 4, p += 4 * row, weights += row) {
+        const __m512i even = product(p, e[t]), odd = product(p + 32, e[t + 1]);
+        const __m512i four = _mm512_mask_mov_epi8(_mm512_srli_epi16(even, 8), 0xaaaaaaaaaaaaaaaa, odd);
+        _mm512_mask_store_epi32(weights, mask, four);
+    }
+}
+
+// o[8 lanes, 32 channels] = sum over tiles of factor (weights codes).
+void add_values(float* o, const Staged& from, const uint8_t* codes, int64_t row, int64_t lane, int64_t keys) {
+    constexpr int kCount = 8;
+    const int32_t* weights = from.weights + lane;
+    const float* factor = from.factor + lane;
+    for (int64_t begin = 0; begin < keys; begin += kKeyTile, factor += kQueryLanes) {
+        __m512i sum[kCount][2];
+#pragma GCC unroll 8
+        for (int i = 0; i < kCount; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
+        const int64_t end = begin + kKeyTile < keys ? begin + kKeyTile : keys;
+        for (int64_t t = begin; t < end; t += 4, codes += 128, weights += row) {
+            const __m512i left = _mm512_load_si512(codes), right = _mm512_load_si512(codes + 64);
+#pragma GCC unroll 8
+            for (int i = 0; i < kCount; ++i) {
+                const __m512i w = _mm512_set1_epi32(weights[i]);
+                sum[i][0] = add_products(sum[i][0], w, left);
+                sum[i][1] = add_products(sum[i][1], w, right);
             }
-            const __m512i low = _mm512_or_si512(w[0], _mm512_slli_epi32(w[1], 8));
-            const __m512i high = _mm512_or_si512(w[2], _mm512_slli_epi32(w[3], 8));
-            const __m512i four = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-            _mm512_store_si512(to.weights + t / 4 * kQueryLanes + j * kLanes, four);
         }
-    }
-}
-
-// o[lane, 32 channels] = o f + weights codes f_tile for kCount lanes from `lane` on.
-template <int kCount>
-void add_values(float* o, int64_t o_row, const StagedValues& from, int64_t quads, int64_t lane, const float* f,
-                const float* f_tile) {
-    __m512i sum[kCount][2];
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
-    for (int64_t quad = 0; quad < quads; ++quad) {
-        const __m512i left = _mm512_load_si512(from.codes + 128 * quad),
-                      right = _mm512_load_si512(from.codes + 128 * quad + 64);
-#pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) {
-            const __m512i w = _mm512_set1_epi32(from.weights[quad * kQueryLanes + lane + i]);
-            sum[i][0] = _mm512_dpbusd_epi32(sum[i][0], w, left);
-            sum[i][1] = _mm512_dpbusd_epi32(sum[i][1], w, right);
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i)
+        for (int i = 0; i < kCount; ++i)
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-            float* const to = o + i * o_row + 16 * half;
-            const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_set1_ps(f[i]));
-            _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][half]), _mm512_set1_ps(f_tile[i]), kept));
-        }
+            for (int half = 0; half < 2; ++half) {
+                float* const to = o + i * kCacheBlock + 16 * half;
+                const __m512 before = begin == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(to);
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][half]), _mm512_set1_ps(factor[i]), before));
+            }
+    }
 }
 
-// Channels [first, last) of a tile, whole blocks. p: what score_tile left, p_row floats apart; f, f_tile [64].
-void value_tile(const AttentionTask& task, const Space& at, const float* p, int64_t p_row, const float* f, const float* f_tile,
-                int64_t begin, int64_t count, int64_t first, int64_t last, float* scratch) {
-    auto& staged = *reinterpret_cast<StagedValues*>(scratch);
-    const int64_t quads = (count + 3) / 4;
-    const TileRows rows(task.keys, begin, count);
-    float scaled[kQueryLanes];
-    for (int64_t c = first; c < last; c += kCacheBlock) {
-        (task.keys.type == BlockType::kQ80 ? stage_values<BlockType::kQ80> : stage_values<BlockType::kQ40>)(staged, rows, count,
-                                                                                                            c / kCacheBlock);
+// ---- a span --------------------------------------------------------------------------------------------------------------
+
+struct Span {
+    const AttentionTask& task;
+    int64_t begin;
+    int64_t keys, tiles;           // in whole groups: the last key that any lane sees comes again, masked
+    int64_t blocks, vectors;       // of a key; of lanes
+    int64_t seen[kQueryLanes];     // of the span's keys, by each lane
+    int64_t run_end[kQueryLanes];  // behind the last of the lanes from this one on that see as many
+    Staged& staged;
+
+    Span(const AttentionTask& of, int64_t first, int64_t end, float* scratch)
+        : task(of),
+          begin(first),
+          blocks(blocks_of(of)),
+          vectors(vectors_of(of)),
+          staged(*reinterpret_cast<Staged*>(scratch)) {
         for (int64_t i = 0; i < kQueryLanes; ++i) {
-            const int64_t sees = i < task.lanes ? task.visible[i] - begin : 0;
-            const float most = sees > 0 ? _cvtsh_ss(staged.most[sees < count ? sees - 1 : count - 1]) : 0.0f;
-            staged.factor[i] = most > 0 ? 255.0f / most : 0.0f;
-            scaled[i] = f_tile[i] * (most / 255.0f);
+            const int64_t visible = task.visible[i < task.lanes ? i : task.lanes - 1] - begin;
+            seen[i] = visible < 0 ? 0 : visible < end - begin ? visible : end - begin;
         }
-        stage_weights(staged, p, p_row, count, at.vectors);
-        int64_t lane = 0;
-        for (; lane + 8 <= task.lanes; lane += 8)
-            add_values<8>(at.o + lane * at.d_v + c, at.d_v, staged, quads, lane, f + lane, scaled + lane);
-        for (; lane < task.lanes; ++lane)
-            add_values<1>(at.o + lane * at.d_v + c, at.d_v, staged, quads, lane, f + lane, scaled + lane);
-    }
-}
-
-// ---- tiles to a whole ----------------------------------------------------------------------------------------------------
-
-// A tile's top and sum meet the running ones in `last`: top becomes f_tile, f is for what came before.
-void join(float* last, float* top, const float* sum, float* f, int64_t vectors) {
-    for (int64_t j = 0; j < vectors * kLanes; j += kLanes) {
-        const Avx512 old = Avx512::load(last + j), tile = Avx512::load(top + j), now = Avx512::max(old, tile);
-        const Avx512 kept = exp(old - now), taken = exp(tile - now);
-        now.store(last + j);
-        kept.store(f + j);
-        taken.store(top + j);
-        float* const total = last + kQueryLanes + j;
-        Avx512::fma(Avx512::load(total), kept, Avx512::load(sum + j) * taken).store(total);
-    }
-}
-
-void begin_task(const AttentionTask& task, const Space& at) {
-    pack_queries(task, at);
-    for (int64_t i = 0; i < kQueryLanes; ++i) at.last[i] = kNothing, at.last[kQueryLanes + i] = 0;
-    std::memset(at.o, 0, static_cast<size_t>(task.lanes * task.d_v) * sizeof(float));
-}
-
-void finish(const AttentionTask& task, const Space& at) {
-    for (int64_t i = 0; i < task.lanes; ++i) {
-        const float sum = at.last[kQueryLanes + i], inverse = 1.0f / sum;
-        for (int64_t c = 0; c < task.d_v; c += 4) {
-            const float* const from =
-                at.o + i * task.d_v + c / kCacheBlock * kCacheBlock + 4 * kPlaceOfFour[c % kCacheBlock / 4];
-            for (int64_t k = 0; k < 4; ++k) task.o[i][c + k] = from[k] * inverse;
+        for (int64_t i = kQueryLanes - 1, run = vectors * kLanes; i >= 0; --i) {
+            if (i + 1 < kQueryLanes && seen[i] != seen[i + 1]) run = i + 1;
+            run_end[i] = run;
         }
-        *task.lse[i] = at.last[i] + __builtin_logf(sum);
-    }
-}
-
-void forward(const AttentionTask& task, float* scratch) {
-    const Space at(task, scratch);
-    float* const s = at.end();
-    float* const staged = s + kKeyTile * kQueryLanes;
-    float top[kQueryLanes], sum[kQueryLanes], f[kQueryLanes];
-    const int64_t keys = task.visible[task.lanes - 1];
-    begin_task(task, at);
-    for (int64_t begin = 0; begin < keys; begin += kKeyTile) {
-        const int64_t count = keys - begin < kKeyTile ? keys - begin : kKeyTile;
-        score_tile(s, top, sum, task, at, begin, count, staged);
-        join(at.last, top, sum, f, at.vectors);
-        value_tile(task, at, s, kQueryLanes, f, top, begin, count, 0, task.d_v, staged);
-    }
-    finish(task, at);
-}
-
-// ---- the same, split over threads ----------------------------------------------------------------------------------------
-
-struct SplitSpace : Space {
-    int64_t keys, tiles;
-    float *top, *sum, *factor, *s;  // [tiles, 64] each, s [tiles 64, row()]
-    explicit SplitSpace(const AttentionSplit& split) : Space(*split.task, split.memory) {
-        keys = split.task->visible[split.task->lanes - 1];
+        keys = (seen[task.lanes - 1] + kGroup - 1) / kGroup * kGroup;
         tiles = (keys + kKeyTile - 1) / kKeyTile;
-        top = end();
-        sum = top + tiles * kQueryLanes;
-        factor = sum + tiles * kQueryLanes;
-        s = factor + tiles * kQueryLanes;
     }
-    [[nodiscard]] int64_t count(int64_t tile) const {
+    // kGroup rows from the span's key `first` on; behind the last key, that one's.
+    void rows(const std::byte** to, int64_t first) const {
+        const int64_t last = begin + seen[task.lanes - 1] - 1;
+        for (int64_t i = 0; i < kGroup; ++i) to[i] = task.keys.row(begin + first + i < last ? begin + first + i : last);
+    }
+    [[nodiscard]] int64_t tile_keys(int64_t tile) const {
         return keys - tile * kKeyTile < kKeyTile ? keys - tile * kKeyTile : kKeyTile;
     }
-    // Without the lanes that no query has: they pass through the caches once for each part of the channels.
-    [[nodiscard]] int64_t row() const { return vectors * kLanes; }
-    [[nodiscard]] float* scores(int64_t tile) const { return s + tile * kKeyTile * row(); }
 };
 
-void split_begin(const AttentionSplit& split) { begin_task(*split.task, SplitSpace(split)); }
-
-void split_scores(const AttentionSplit& split, int64_t tile, float* scratch) {
-    const SplitSpace at(split);
-    float* const s = scratch + kKeyTile * kRowStride;
-    const int64_t count = at.count(tile);
-    score_tile(s, at.top + tile * kQueryLanes, at.sum + tile * kQueryLanes, *split.task, at, tile * kKeyTile, count, scratch);
-    for (int64_t t = 0; t < (count + 3) / 4 * 4; ++t)
-        std::memcpy(at.scores(tile) + t * at.row(), s + t * kQueryLanes, static_cast<size_t>(at.row()) * sizeof(float));
+// Scores of a tile, as they come from the product.
+template <BlockType kType>
+void score_tile(const Span& span, const Queries& queries, int64_t tile) {
+    const std::byte* rows[2][kGroup];
+    span.rows(rows[0], tile * kKeyTile);
+    for (int64_t t = 0; t < span.tile_keys(tile); t += kGroup) {
+        const int64_t first = tile * kKeyTile + t, turn = t / kGroup % 2;
+        span.rows(rows[1 - turn], first + kGroup);
+        stage<kType>(span.staged, rows[turn], first, span.blocks, span.task.d_q);
+        const ScoreStep step{queries, span.blocks,    span.vectors, span.task.d_v / kCacheBlock,
+                             first,   rows[1 - turn], span.staged};
+        for (int64_t j = 0; j < span.vectors; ++j)
+            for (int64_t i = 0; i < kGroup; i += kKeys) score_keys<kType>(step, i, j);
+    }
 }
 
-void split_maxima(const AttentionSplit& split) {
-    const SplitSpace at(split);
-    for (int64_t tile = 0; tile < at.tiles; ++tile)
-        join(at.last, at.top + tile * kQueryLanes, at.sum + tile * kQueryLanes, at.factor + tile * kQueryLanes, at.vectors);
+// Their exponentials; the tile's tops and sums.
+void soften_tile(const Span& span, int64_t tile, float (&sum)[kTiles * kQueryLanes]) {
+    Staged& staged = span.staged;
+    const int64_t first = tile * kKeyTile, count = span.tile_keys(tile);
+    for (int64_t j = 0; j < span.vectors; ++j) {
+        float* const s = staged.scores + j * kKeyTile * kLanes;
+        float seen[kLanes];
+        bool masked = false;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            seen[i] = static_cast<float>(span.seen[j * kLanes + i] - first);
+            masked = masked || span.seen[j * kLanes + i] - first < count;
+        }
+        const Avx512 top = mask_and_top(s, Avx512::load(seen), count, masked);
+        uint16_t* const p = staged.p + first * span.vectors * kLanes + j * 64;
+        top.store(staged.top + tile * kQueryLanes + j * kLanes);
+        exponentials(p, 64 * span.vectors, s, top, count).store(sum + tile * kQueryLanes + j * kLanes);
+    }
 }
 
-void split_weights(const AttentionSplit& /*split*/, int64_t /*tile*/) {}  // score_tile has done it
-
-void split_values(const AttentionSplit& split, int64_t first, int64_t last, float* scratch) {
-    const SplitSpace at(split);
-    for (int64_t tile = 0; tile < at.tiles; ++tile)
-        value_tile(*split.task, at, at.scores(tile), at.row(), at.factor + tile * kQueryLanes, at.top + tile * kQueryLanes,
-                   tile * kKeyTile, at.count(tile), first, last, scratch);
+// The span's maximum and sum; `top` of each tile becomes its f.
+void join_tiles(const Span& span, float* last, const float (&sum)[kTiles * kQueryLanes]) {
+    for (int64_t j = 0; j < span.vectors * kLanes; j += kLanes) {
+        Avx512 top = Avx512::all(kNothing), total = Avx512::zero();
+        for (int64_t t = j; t < span.tiles * kQueryLanes; t += kQueryLanes)
+            top = Avx512::max(Avx512::load(span.staged.top + t), top);
+        for (int64_t t = j; t < span.tiles * kQueryLanes; t += kQueryLanes) {
+            const Avx512 f = exp(Avx512::load(span.staged.top + t) - top);
+            f.store(span.staged.top + t);
+            total = Avx512::fma(f, Avx512::load(sum + t), total);
+        }
+        top.store(last + j);
+        total.store(last + kQueryLanes + j);
+    }
 }
 
-void split_end(const AttentionSplit& split) { finish(*split.task, SplitSpace(split)); }
-
-// `forward` has the memory of attention_scratch_floats: two tiles of packed rows, of which this file needs less.
-static_assert(sizeof(StagedKeys) <= sizeof(float) * kKeyTile * kRowStride);
-static_assert(sizeof(StagedValues) <= sizeof(float) * kKeyTile * kRowStride);
+// Weights and factors of block g, for each run of lanes that see the same keys.
+void weigh_block(const Span& span, int64_t g) {
+    Staged& staged = span.staged;
+    const int64_t lanes = span.vectors * kLanes;
+    for (int64_t lane = 0, end = 0; lane < lanes; lane = end) {
+        end = span.run_end[lane];
+        for (int64_t tile = 0; tile < span.tiles; ++tile) {
+            const int64_t first = tile * kKeyTile, count = span.tile_keys(tile), seen = span.seen[lane] - first;
+            const float* const d = staged.d + g * kScaleStride + first;
+            const float most = largest(d, seen < count ? seen : count);
+            scale_steps(staged.e + first, d, most > 0 ? 65280.0f / most : 0.0f, count);
+            staged.most[tile] = most * (65536.0f / 65535.0f / 255.0f);
+        }
+        for (int64_t j = lane / kLanes * kLanes; j < end; j += kLanes) {
+            const int from = static_cast<int>(lane > j ? lane - j : 0),
+                      to = static_cast<int>(end - j < kLanes ? end - j : kLanes);
+            const auto mask = static_cast<__mmask16>((1 << to) - (1 << from));
+            weigh(staged.weights + j, lanes, staged.p + 4 * j, staged.e, span.keys, mask);
+            for (int64_t at = j, tile = 0; tile < span.tiles; ++tile, at += kQueryLanes)
+                _mm512_mask_store_ps(staged.factor + at, mask,
+                                     _mm512_mul_ps(_mm512_load_ps(staged.top + at), _mm512_set1_ps(staged.most[tile])));
+        }
+    }
+}
 
 }  // namespace
-
-const AttentionKernels& attention_kernels_vnni() {
-    static constexpr AttentionKernels kTable{.forward = forward,
-                                             .backward = nullptr,
-                                             .split_begin = split_begin,
-                                             .split_scores = split_scores,
-                                             .split_maxima = split_maxima,
-                                             .split_weights = split_weights,
-                                             .split_values = split_values,
-                                             .split_end = split_end};
-    return kTable;
-}
 
 bool has_whole_number_attention(const AttentionTask& task) {
     return __builtin_cpu_supports("avx512vnni") && (task.keys.type == BlockType::kQ80 || task.keys.type == BlockType::kQ40) &&
            task.values.width == 0 && task.shared.width == 0 && task.d_q >= kCacheBlock && task.d_v % kCacheBlock == 0;
+}
+
+int64_t packed_queries_floats(const AttentionTask& task) {
+    return blocks_of(task) * (2 * kQueryLanes + kQuads * vectors_of(task) * kLanes);
+}
+
+void pack_queries_vnni(const AttentionTask& task, float* queries) {
+    const Queries at(task, queries);
+    const int64_t blocks = blocks_of(task), width = blocks * kCacheBlock, vectors = vectors_of(task);
+    float x[kMaxHeadWidth] = {};
+    int8_t q[kMaxHeadWidth];
+    StepFactors factors[kMaxBlocks];
+    std::memset(queries, 0, static_cast<size_t>(packed_queries_floats(task)) * sizeof(float));
+    for (int64_t lane = 0; lane < task.lanes; ++lane) {
+        for (int64_t c = 0; c < task.d_q; c += kLanes) {
+            const int64_t count = task.d_q - c < kLanes ? task.d_q - c : kLanes;
+            (Avx512::load(task.q[lane] + c, count) * Avx512::all(task.scale)).store(x + c);
+        }
+        quantize_row_avx512(q, factors, x, width, zero_of(task.keys.type), false);
+        for (int64_t g = 0; g < blocks; ++g) {
+            at.dq[g * kQueryLanes + lane] = factors[g].d;
+            at.shift[g * kQueryLanes + lane] = factors[g].shift[0];
+        }
+        for (int64_t quad = 0; quad < width / 4; ++quad)
+            std::memcpy(at.codes + 4 * (quad * vectors * kLanes + lane), q + 4 * quad, 4);
+    }
+}
+
+int64_t span_scratch_floats() { return sizeof(Staged) / sizeof(float); }
+
+void attend_to_span_vnni(const AttentionTask& task, float* queries, int64_t begin, int64_t end, const SpanSums& sums,
+                         float* scratch) {
+    const Span span(task, begin, end, scratch);
+    const Queries at(task, queries);
+    const int64_t lanes = span_lanes(task);
+    float sum[kTiles * kQueryLanes];
+    for (int64_t tile = 0; tile < span.tiles; ++tile) {
+        (task.keys.type == BlockType::kQ80 ? score_tile<BlockType::kQ80> : score_tile<BlockType::kQ40>)(span, at, tile);
+        soften_tile(span, tile, sum);
+    }
+    join_tiles(span, sums.last, sum);
+    for (int64_t g = 0; g < task.d_v / kCacheBlock; ++g) {
+        weigh_block(span, g);
+        for (int64_t lane = 0; lane < lanes; lane += 8)
+            add_values(sums.o + (g * lanes + lane) * kCacheBlock, span.staged, span.staged.values + g * kValueStride,
+                       span.vectors * kLanes, lane, span.keys);
+    }
+}
+
+void join_span_vnni(const AttentionTask& task, const SpanSums& sums, const SpanSums& next, int64_t first, int64_t end) {
+    alignas(64) float kept[kQueryLanes], taken[kQueryLanes];
+    const int64_t lanes = span_lanes(task);
+    for (int64_t j = 0; j < lanes; j += kLanes) {
+        const Avx512 old = Avx512::load(sums.last + j), top = Avx512::load(next.last + j), now = Avx512::max(old, top);
+        const Avx512 f = exp(old - now), f_next = exp(top - now);
+        f.store(kept + j);
+        f_next.store(taken + j);
+        now.store(sums.last + j);
+        float* const sum = sums.last + kQueryLanes + j;
+        Avx512::fma(Avx512::load(sum), f, Avx512::load(next.last + kQueryLanes + j) * f_next).store(sum);
+    }
+    for (int64_t g = first; g < end; ++g)
+        for (int64_t lane = 0; lane < lanes; ++lane)
+            for (int64_t c = 0; c < kCacheBlock; c += kLanes) {
+                float* const o = sums.o + (g * lanes + lane) * kCacheBlock + c;
+                const Avx512 add = Avx512::load(next.o + (g * lanes + lane) * kCacheBlock + c) * Avx512::all(taken[lane]);
+                Avx512::fma(Avx512::load(o), Avx512::all(kept[lane]), add).store(o);
+            }
+}
+
+void finish_spans_vnni(const AttentionTask& task, const SpanSums& sums, int64_t first, int64_t end) {
+    for (int64_t lane = 0; lane < task.lanes; ++lane) {
+        const float sum = sums.last[kQueryLanes + lane];
+        const Avx512 inverse = Avx512::all(1.0f / sum);
+        for (int64_t g = first; g < end; ++g) {
+            const float* const o = sums.o + (g * span_lanes(task) + lane) * kCacheBlock;
+            const Avx512 left = Avx512::load(o) * inverse, right = Avx512::load(o + kLanes) * inverse;
+            float* const to = task.o[lane] + g * kCacheBlock;  // 128 bits hold 4 channels: see interleave
+            Avx512{_mm512_shuffle_f32x4(left.v, right.v, 0x88)}.store(to);
+            Avx512{_mm512_shuffle_f32x4(left.v, right.v, 0xdd)}.store(to + kLanes);
+        }
+        if (first == 0) *task.lse[lane] = sums.last[lane] + __builtin_logf(sum);
+    }
 }
 
 }  // namespace fathom

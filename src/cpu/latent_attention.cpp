@@ -5,6 +5,7 @@
 
 #include "cpu/attention_spans.h"
 #include "cpu/attention_task.h"
+#include "cpu/attention_vnni_spans.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernels.h"
 #include "cpu/latent_parts.h"
@@ -120,29 +121,31 @@ void CpuOps::latent_attention(const Tensor& u, const Tensor& lse, const Tensor& 
     for (int64_t i = 0; i < sequences_of(spans); ++i)
         for (int64_t begin = 0; begin < sequence_of(spans, i).len_q * h; begin += kQueryLanes) pieces.push_back({i, begin});
     if (pieces.empty()) return;
-    const bool whole_numbers =
-        !deterministic_ && has_avx512(isa_) && has_whole_number_attention(task_of(pieces[0], u, lse, q, latents, spans, scale));
-    const AttentionKernels& kernels = whole_numbers ? attention_kernels_vnni() : attention_kernels_of(isa_);
+    const auto task_at = [&](const Piece& piece) { return task_of(piece, u, lse, q, latents, spans, scale); };
+    const AttentionKernels& kernels = attention_kernels_of(isa_);
     if (!deterministic_) {
+        const bool whole_numbers = has_avx512(isa_) && has_whole_number_attention(task_at(pieces[0]));
         std::vector<AttentionTask> tasks;
         std::erase_if(pieces, [&](const Piece& piece) {
-            const AttentionTask task = task_of(piece, u, lse, q, latents, spans, scale);
-            const bool cut = goes_in_parts(task);
-            if (cut) tasks.push_back(task);
-            return cut;
+            const AttentionTask task = task_at(piece);
+            const bool taken = whole_numbers || goes_in_parts(task);
+            if (taken) tasks.push_back(task);
+            return taken;
         });
-        attend_in_parts(tasks, kernels, kernels_of(isa_), pool_, scratch_);
+        if (whole_numbers)
+            attend_in_spans(tasks, pool_, scratch_);
+        else
+            attend_in_parts(tasks, kernels, kernels_of(isa_), pool_, scratch_);
     }
     const auto count = static_cast<int64_t>(pieces.size());
     if (count < pool_.size()) {  // one token of one sequence or so: threads share the keys
-        for (const Piece& piece : pieces)
-            split_over_threads(task_of(piece, u, lse, q, latents, spans, scale), kernels, pool_, scratch_);
+        for (const Piece& piece : pieces) split_over_threads(task_at(piece), kernels, pool_, scratch_);
         return;
     }
     pool_.parallel_for(count, 1, [&](int64_t first, int64_t last, int thread) {
         float* scratch = scratch_.of_thread<float>(thread, attention_scratch_floats(width, u.dim(2)));
         for (int64_t index = count - last; index < count - first; ++index)  // the long ones first
-            kernels.forward(task_of(pieces[static_cast<size_t>(index)], u, lse, q, latents, spans, scale), scratch);
+            kernels.forward(task_at(pieces[static_cast<size_t>(index)]), scratch);
     });
 }
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/attention_vnni_spans.h"
+
 namespace fathom {
 namespace {
 
@@ -80,6 +82,77 @@ void attend_some(std::span<const AttentionTask> tasks, const AttentionKernels& a
     });
 }
 
+// ---- spans ---------------------------------------------------------------------------------------------------------------
+
+int64_t spans_of(const AttentionTask& task) { return span_count(task.visible[task.lanes - 1]); }
+
+int64_t sums_floats(const AttentionTask& task) { return kLastFloats + span_lanes(task) * task.d_v; }
+
+SpanSums sums_at(float* memory) { return {memory, memory + kLastFloats}; }
+
+// Enough tasks for all threads: each by one.
+void attend_to_whole(std::span<const AttentionTask> tasks, ThreadPool& pool, Scratch& scratch) {
+    const AttentionTask& widest = *std::ranges::max_element(tasks, {}, &AttentionTask::lanes);
+    const int64_t sums = sums_floats(widest), queries = packed_queries_floats(widest);
+    const auto count = std::ssize(tasks);
+    pool.parallel_for(count, 1, [&](int64_t begin, int64_t end, int thread) {
+        auto* const memory = scratch.of_thread<float>(thread, 2 * sums + queries + span_scratch_floats());
+        const SpanSums total = sums_at(memory), next = sums_at(memory + sums);
+        float* const packed = memory + 2 * sums;
+        for (int64_t i = count - end; i < count - begin; ++i) {  // the long ones first
+            const AttentionTask& task = tasks[static_cast<size_t>(i)];
+            const int64_t blocks = task.d_v / kCacheBlock;
+            pack_queries_vnni(task, packed);
+            for (int64_t span = 0; span < spans_of(task); ++span) {
+                attend_to_span_vnni(task, packed, span_begin(span), span_begin(span + 1), span == 0 ? total : next,
+                                    packed + queries);
+                if (span > 0) join_span_vnni(task, total, next, 0, blocks);
+            }
+            finish_spans_vnni(task, total, 0, blocks);
+        }
+    });
+}
+
+// Few tasks: threads share their spans, then their channels.
+void attend_to_shared(std::span<const AttentionTask> tasks, ThreadPool& pool, Scratch& scratch) {
+    struct Item {
+        const AttentionTask* task;
+        int64_t index;  // of the span or the block of channels
+        float* queries;
+        float* sums;
+    };
+    int64_t floats = 0;
+    for (const AttentionTask& task : tasks) floats += packed_queries_floats(task) + spans_of(task) * sums_floats(task);
+    auto* memory = scratch.shared<float>(floats);
+    std::vector<Item> spans, blocks;
+    for (const AttentionTask& task : tasks) {
+        float* const sums = memory + packed_queries_floats(task);
+        for (int64_t i = spans_of(task) - 1; i >= 0; --i) spans.push_back({&task, i, memory, sums});  // short ones last
+        for (int64_t i = 0; i < task.d_v / kCacheBlock; ++i) blocks.push_back({&task, i, memory, sums});
+        pack_queries_vnni(task, memory);
+        memory = sums + spans_of(task) * sums_floats(task);
+    }
+    pool.parallel_for(std::ssize(spans), 1, [&](int64_t begin, int64_t end, int thread) {
+        auto* const space = scratch.of_thread<float>(thread, span_scratch_floats());
+        for (int64_t i = begin; i < end; ++i) {
+            const auto& [task, index, queries, sums] = spans[static_cast<size_t>(i)];
+            attend_to_span_vnni(*task, queries, span_begin(index), span_begin(index + 1),
+                                sums_at(sums + index * sums_floats(*task)), space);
+        }
+    });
+    pool.parallel_for(std::ssize(blocks), 4, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+            const auto& [task, index, queries, sums] = blocks[static_cast<size_t>(i)];
+            float last[kLastFloats];
+            std::copy_n(sums, kLastFloats, last);
+            const SpanSums total{last, sums_at(sums).o};
+            for (int64_t span = 1; span < spans_of(*task); ++span)
+                join_span_vnni(*task, total, sums_at(sums + span * sums_floats(*task)), index, index + 1);
+            finish_spans_vnni(*task, total, index, index + 1);
+        }
+    });
+}
+
 }  // namespace
 
 bool goes_in_parts(const AttentionTask& task) {
@@ -92,6 +165,15 @@ void attend_in_parts(std::span<const AttentionTask> tasks, const AttentionKernel
         for (int64_t floats = 0; end < tasks.size() && (end == begin || floats < kMostFloats); ++end)
             floats += count(tasks[end]) * part_floats(tasks[end]);
         attend_some(tasks.subspan(begin, end - begin), attention, rows, pool, scratch);
+    }
+}
+
+void attend_in_spans(std::span<const AttentionTask> tasks, ThreadPool& pool, Scratch& scratch) {
+    if (std::ssize(tasks) >= 4 * pool.size()) return attend_to_whole(tasks, pool, scratch);
+    for (size_t begin = 0, end = 0; begin < tasks.size(); begin = end) {
+        for (int64_t floats = 0; end < tasks.size() && (end == begin || floats < kMostFloats); ++end)
+            floats += spans_of(tasks[end]) * sums_floats(tasks[end]);
+        attend_to_shared(tasks.subspan(begin, end - begin), pool, scratch);
     }
 }
 

@@ -21,4 +21,7 @@ namespace fathom {
 void attend_in_parts(std::span<const AttentionTask> tasks, const AttentionKernels& attention, const Kernels& rows,
                      ThreadPool& pool, Scratch& scratch);
 
+// The same over int8 and int4 blocks in whole numbers, whose kernels know no keys but in spans (attention_vnni_spans.h).
+void attend_in_spans(std::span<const AttentionTask> tasks, ThreadPool& pool, Scratch& scratch);
+
 }  // namespace fathom
