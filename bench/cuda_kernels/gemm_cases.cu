@@ -120,10 +120,15 @@ void check_case(const Case& c, Form form, Output type, uint64_t seed) {
             result, type == Output::kBf16 ? 3e-3 : 2e-5, same_bytes(out.pointer, again.pointer, bytes));
 }
 
-void time_case(int groups, int rows_per_group, int out, int in, Form form, Output type) {
-    const int64_t rows = int64_t{groups} * rows_per_group;
-    std::vector<int32_t> offsets;
-    for (int i = 0; i <= groups; ++i) offsets.push_back(i * rows_per_group);
+// Groups of `rows_per_group` rows; `uneven`: on average, between a quarter and seven quarters and one in 16 twice as many
+// again, as a router chooses.
+void time_case(int groups, int rows_per_group, int out, int in, Form form, Output type, bool uneven = false) {
+    std::vector<int32_t> offsets{0};
+    for (int i = 0; i < groups; ++i) {
+        const int sixteenths = uneven ? (i % 16 == 5 ? 40 : 3 + i * 7 % 16 * 23 / 16) : 16;
+        offsets.push_back(offsets.back() + rows_per_group * sixteenths / 16);
+    }
+    const int64_t rows = offsets.back();
     const Device device_offsets(offsets.size() * 4);
     to_device(device_offsets.pointer, offsets.data(), offsets.size() * 4);
     const GroupedGemm g{.groups = groups,
@@ -150,9 +155,9 @@ void time_case(int groups, int rows_per_group, int out, int in, Form form, Outpu
         2.0 * static_cast<double>(rows) * (out + in) + static_cast<double>(w_count) * (form == Form::kWgrad ? 8 : 2);
     const double floor_ms = std::max(flops / 779e9, bytes / 2976e6);
     const char* names[] = {"forward", "dgrad", "wgrad"};
-    std::printf("TIME gemm %-7s %3d x %4d rows, out %4d, in %4d: %8.1f us %6.1f TFLOP/s, limit %6.1f, ratio %.3f\n",
-                names[static_cast<int>(form)], groups, rows_per_group, out, in, ms * 1e3, flops / ms / 1e9,
-                flops / floor_ms / 1e9, floor_ms / ms);
+    std::printf("TIME gemm %-7s %3d x %4d rows%s, out %4d, in %4d: %8.1f us %6.1f TFLOP/s, limit %6.1f, ratio %.3f\n",
+                names[static_cast<int>(form)], groups, rows_per_group, uneven ? " (uneven)" : "", out, in, ms * 1e3,
+                flops / ms / 1e9, flops / floor_ms / 1e9, floor_ms / ms);
     std::fflush(stdout);
 }
 
@@ -229,7 +234,8 @@ void time_fp8() {
 void check_gemm() {
     const Case cases[] = {{1, 128, 256, 64, true},   {1, 200, 264, 72, true},    {3, 100, 128, 192, false},
                           {8, 300, 512, 320, false}, {64, 40, 136, 1408, false}, {5, 700, 1032, 104, false},
-                          {16, 130, 128, 512, true}, {200, 5, 64, 256, false}};
+                          {16, 130, 128, 512, true}, {200, 5, 64, 256, false},   {32, 100, 1408, 256, false},
+                          {9, 160, 1408, 72, false}};
     uint64_t seed = 100;
     for (const Case& c : cases)
         for (const auto& [form, type] : {std::pair{Form::kForward, Output::kBf16}, std::pair{Form::kForward, Output::kF32},
@@ -251,6 +257,10 @@ void time_gemm() {
     time_case(8, 4096, 4096, 7168, Form::kDgrad, Output::kBf16);
     time_case(8, 4096, 4096, 7168, Form::kWgrad, Output::kF32);
     time_case(64, 12, 2816, 2048, Form::kForward, Output::kBf16);  // decoding 128 sequences
+    for (const int rows : {60, 108}) {                             // beside one and two prompts' 512 rows
+        time_case(64, rows, 2816, 2048, Form::kForward, Output::kBf16, true);
+        time_case(64, rows, 2048, 1408, Form::kForward, Output::kBf16, true);
+    }
 }
 
 }  // namespace fathom::hopper

@@ -160,14 +160,14 @@ __device__ __forceinline__ void store_tile(float* out, int64_t out_row, const fl
 template <int kCount>
 __device__ __forceinline__ void store_gated(__nv_bfloat16* out, int64_t out_row, const float (&sums)[kCount], uint32_t staging,
                                             int rows, int columns) {
-    float result[kCount / 2];
+    float result[(kCount / 2 + 7) / 8 * 8] = {};  // store_rows takes multiples of 16 columns
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {
         const float gate = __bfloat162float(__float2bfloat16(sums[i])),
                     up = __bfloat162float(__float2bfloat16(sums[kCount / 2 + i]));
         result[i] = gate * (1.0f / (1.0f + expf(-gate))) * up;
     }
-    store_rows(out, out_row, result, staging, rows, columns);
+    store_rows(out, out_row, result, staging, rows, min(columns, kCount));
 }
 
 template <int kTileN, Major kA, Major kB, bool kRaggedK, Result kResult>

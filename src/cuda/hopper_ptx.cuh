@@ -187,7 +187,7 @@ __device__ __forceinline__ void scale_registers(float (&d)[kCount], float factor
     for (int i = 0; i < kCount; ++i) d[i] *= factor;
 }
 
-// Operand lists: %0 ... of 16, 32, 48, 64, 80, 96 and 128 accumulator registers.
+// Operand lists: %0 ... of 16, 32, 48, 64, 80, 88, 96 and 128 accumulator registers.
 #define FATHOM_R8(a, b, c, d, e, f, g, h) "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
 #define FATHOM_R16 FATHOM_R8(0, 1, 2, 3, 4, 5, 6, 7) ", " FATHOM_R8(8, 9, 10, 11, 12, 13, 14, 15)
 #define FATHOM_R32                                                                                                             \
@@ -199,6 +199,7 @@ __device__ __forceinline__ void scale_registers(float (&d)[kCount], float factor
     FATHOM_R32 ", " FATHOM_R8(32, 33, 34, 35, 36, 37, 38, 39) ", " FATHOM_R8(40, 41, 42, 43, 44, 45, 46, 47) ", " FATHOM_R8( \
         48, 49, 50, 51, 52, 53, 54, 55) ", " FATHOM_R8(56, 57, 58, 59, 60, 61, 62, 63)
 #define FATHOM_R80 FATHOM_R64 ", " FATHOM_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " FATHOM_R8(72, 73, 74, 75, 76, 77, 78, 79)
+#define FATHOM_R88 FATHOM_R80 ", " FATHOM_R8(80, 81, 82, 83, 84, 85, 86, 87)
 #define FATHOM_R96                                                                                                           \
     FATHOM_R64 ", " FATHOM_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " FATHOM_R8(72, 73, 74, 75, 76, 77, 78, 79) ", " FATHOM_R8( \
         80, 81, 82, 83, 84, 85, 86, 87) ", " FATHOM_R8(88, 89, 90, 91, 92, 93, 94, 95)
@@ -214,6 +215,7 @@ __device__ __forceinline__ void scale_registers(float (&d)[kCount], float factor
 #define FATHOM_A48(d, i) FATHOM_A32(d, i), FATHOM_A16(d, (i) + 32)
 #define FATHOM_A64(d, i) FATHOM_A32(d, i), FATHOM_A32(d, (i) + 32)
 #define FATHOM_A80(d, i) FATHOM_A64(d, i), FATHOM_A16(d, (i) + 64)
+#define FATHOM_A88(d, i) FATHOM_A80(d, i), FATHOM_A8(d, (i) + 80)
 #define FATHOM_A96(d, i) FATHOM_A64(d, i), FATHOM_A32(d, (i) + 64)
 #define FATHOM_A128(d, i) FATHOM_A64(d, i), FATHOM_A64(d, (i) + 64)
 // Both operands in shared memory (type: bf16 with majors, or e4m3), or the first in four registers.
@@ -243,6 +245,9 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[kN / 2], uint64_t a, uint6
                         "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB));
     else if constexpr (kN == 160)
         FATHOM_WGMMA_SS("m64n160k16.f32.bf16.bf16", FATHOM_R80, FATHOM_A80(d, 0), "%80", "%81", "%82", ", %83, %84", "l"(a),
+                        "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB));
+    else if constexpr (kN == 176)
+        FATHOM_WGMMA_SS("m64n176k16.f32.bf16.bf16", FATHOM_R88, FATHOM_A88(d, 0), "%88", "%89", "%90", ", %91, %92", "l"(a),
                         "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB));
     else if constexpr (kN == 192)
         FATHOM_WGMMA_SS("m64n192k16.f32.bf16.bf16", FATHOM_R96, FATHOM_A96(d, 0), "%96", "%97", "%98", ", %99, %100", "l"(a),

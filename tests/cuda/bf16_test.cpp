@@ -2,6 +2,8 @@
 // of multiples of eight run on tensor cores, the others on the kernels of f32. On a Hopper card the wider ones, and experts
 // that lie one after the other, run on the kernels of that card; FATHOM_CUDA_PORTABLE=1 takes the portable ones.
 #include <array>
+#include <span>
+#include <vector>
 
 #include "cuda/bf16_backend.h"
 #include "ops/op_test.h"
@@ -297,6 +299,31 @@ TEST_P(Bf16Hopper, TilesOfEveryWidthGiveTheSameBits) {
         ops->matmul(y.device, x.device, w);
         ops->grouped_matmul(expert.device, x.device, std::span(&w, 1), bounds.device);
         EXPECT_EQ(device_values(y).data, device_values(expert).data) << m << " rows, " << out << " columns";
+    }
+}
+
+// Tiles beside each other for the small groups, above each other for 256 rows of a larger one among them.
+TEST_P(Bf16Hopper, ALargeExpertAmongSmallOnesHasTheBitsOfItsOwnProduct) {
+    const std::vector<int64_t> ends{0, 50, 250, 250, 550, 590, 719, 783, 823, 888, 1016, 1400, 1440, 1480, 1520};
+    const int64_t m = ends.back(), experts = static_cast<int64_t>(ends.size()) - 1;
+    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{1408, 200}, {264, 1096}, {2048, 72}}) {
+        const Matrices all = matrices(experts, out, in);
+        const Pair bounds = ints({experts + 1}, ends), x = packed({m, in}), dy = packed({m, out});
+        const Pair y = packed({m, out}), dx = packed({m, in}), y_alone = packed({m, out}), dx_alone = packed({m, in});
+        std::vector<Weight> weights;
+        for (const WeightPair& w : all.weights) weights.push_back(w.device);
+        ops->grouped_matmul(y.device, x.device, weights, bounds.device);
+        ops->grouped_dgrad(dx.device, dy.device, weights, bounds.device);
+        for (int64_t e = 0; e < experts; ++e) {
+            const int64_t first = ends[e], last = ends[e + 1];
+            if (first == last) continue;
+            const Pair whole = ints({2}, {0, last - first});
+            const auto rows = [&](const Pair& t) { return t.device.slice(0, first, last); };
+            ops->grouped_matmul(rows(y_alone), rows(x), std::span(&weights[e], 1), whole.device);
+            ops->grouped_dgrad(rows(dx_alone), rows(dy), std::span(&weights[e], 1), whole.device);
+        }
+        EXPECT_EQ(device_values(y).data, device_values(y_alone).data) << out << " columns";
+        EXPECT_EQ(device_values(dx).data, device_values(dx_alone).data) << in << " columns";
     }
 }
 
