@@ -25,7 +25,7 @@ if [[ -n ${FATHOM_SERVE_RAW:-} ]]; then
     cp "$FATHOM_SERVE_RAW" "$work/raw.json"
 else
     "$bin/fathom" "${common[@]}" --quiet bench decode "${weights[@]}" --batch "$clients" --depth "$input" \
-        --max-new-tokens $((output / 2 - 2)) --repetitions 2 --json >"$work/raw.json"
+        --max-new-tokens $((output - 2)) --repetitions 2 --json >"$work/raw.json"
 fi
 [[ -z ${FATHOM_SERVE_KEEP_RAW:-} ]] || cp "$work/raw.json" "$FATHOM_SERVE_KEEP_RAW"
 echo "raw decode done after $((SECONDS - began)) s" >&2

@@ -108,7 +108,7 @@ public:
     void square_norm(const Tensor& sum, const Tensor& x) override;
 
     // ---- steps ----
-    void repeat(std::span<const int64_t> key, const std::function<void()>& ops) override;
+    void repeat(std::span<const int64_t> key, int64_t after, const std::function<void()>& ops) override;
     void argmax(const Tensor& index, const Tensor& logits) override;
     void sample(const Tensor& index, const Tensor& logits, std::span<const TokenQuery> queries) override;
 
@@ -120,6 +120,7 @@ private:
     cuda::Lane* lane_ = &main_;  // where ops go now
     cuda::FaultFlag fault_;
     cuda::Recorder recorder_{main_.stream};
+    Buffer answer_;  // pinned: what is read back, where it is little
 
     void fork(double share);
     void join();

@@ -52,6 +52,12 @@ Buffer device_memory(int64_t bytes) {
     return {memory, bytes, [](void* address) { (void)cudaFree(address); }};
 }
 
+Buffer pinned_memory(int64_t bytes) {
+    void* memory = nullptr;
+    check_cuda(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault), "allocating pinned memory");
+    return {memory, bytes, [](void* address) { (void)cudaFreeHost(address); }};
+}
+
 Stream::Stream() {
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
     check_cuda(cudaEventCreateWithFlags(&reached_, cudaEventDisableTiming), "creating an event");

@@ -22,6 +22,8 @@ void check_launch(const char* op);
 
 // Device memory, owned. Throws Error{kMemory} saying how much is free and what helps.
 [[nodiscard]] Buffer device_memory(int64_t bytes);
+// Of the host, which the device copies from and to by itself.
+[[nodiscard]] Buffer pinned_memory(int64_t bytes);
 
 // A stream of its own.
 class Stream {

@@ -217,6 +217,7 @@ private:
     [[nodiscard]] int64_t padding(std::span<Sequence* const> batch) const;
     [[nodiscard]] Answers read_tokens(Context& cx, const Batch& built, std::span<Sequence* const> batch,
                                       std::span<Sequence* const> sampled, std::span<const int32_t> last_rows);
+    [[nodiscard]] std::vector<int64_t> recording_key(const Batch& built, const Tensor& index, bool best_only) const;
     void choose_tokens(StepRecorder& recorder, const Tensor& index, const Tensor& logits,
                        std::span<Sequence* const> sampled) const;
     void score_prompts(Context& cx, const Tensor& hidden, std::span<Sequence* const> batch);

@@ -124,8 +124,9 @@ int64_t Engine::padding(std::span<Sequence* const> batch) const {
     return (rows + kMultiple - 1) / kMultiple * kMultiple - rows;
 }
 
-// The whole step in the device's hands; only a token per sequence comes back. Steps that only decode are
-// alike but for what lies in the memory they read, so they are recorded, unless somebody looks at the experts of this one.
+// The whole step in the device's hands; only a token per sequence comes back. Steps that only decode are alike but for what
+// lies in the memory they read, and under load so are steps that read as much of a prompt besides: they are recorded, unless
+// somebody looks at the experts of this one.
 Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<Sequence* const> batch,
                                     std::span<Sequence* const> sampled, std::span<const int32_t> last_rows) {
     auto& recorder = dynamic_cast<StepRecorder&>(ops_);
@@ -146,13 +147,9 @@ Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<S
         model_.logits_to(cx, all_logits, last);
         if (best_only) recorder.argmax(index, known_logits);
     };
-    const Tensor& table = built.absorbed.spans.block_table;
-    if (cache_ && !watched() && built.expanded.rows == 0 && built.rows == n && built.absorbed.spans.max_q == 1) {
-        const auto address = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p)); };
-        recorder.repeat(
-            std::array{address(this), address(&model_), address(&cache_->view()), n, table.dim(1), address(built.tokens.data),
-                       address(index.data), int64_t{options_.deterministic}, experts_per_token_, int64_t{best_only}},
-            ops);
+    if (const std::vector<int64_t> key = recording_key(built, index, best_only); !key.empty()) {
+        constexpr int64_t kOften = 8;  // prompts' pieces are of many lengths
+        recorder.repeat(key, built.expanded.rows == 0 ? 1 : kOften, ops);
     } else {
         ops();
     }
@@ -169,6 +166,31 @@ Engine::Answers Engine::read_tokens(Context& cx, const Batch& built, std::span<S
     ops_.read_back(answers.tokens.data(), index);
     if (std::ranges::find(answers.tokens, -1) == answers.tokens.end()) return answers;
     return {read_back(all_logits), {}, {}};  // numbers that are none: the sampler says what is wrong with which request
+}
+
+// All that a step's ops depend on but what their memory holds; empty for a step that is not recorded: of prompts alone, which
+// keep the device busy as they are told, or with several queries of a sequence in the absorbed form.
+std::vector<int64_t> Engine::recording_key(const Batch& built, const Tensor& index, bool best_only) const {
+    const SequenceGroup &prompts = built.expanded, &answers = built.absorbed;
+    if (!cache_ || watched() || answers.rows == 0 || answers.spans.max_q != 1) return {};
+    const auto address = [](const void* p) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p)); };
+    std::vector<int64_t> key{address(this),
+                             address(&model_),
+                             address(&cache_->view()),
+                             address(built.tokens.data),
+                             address(index.data),
+                             int64_t{options_.deterministic},
+                             int64_t{best_only},
+                             experts_per_token_,
+                             index.dim(0),
+                             answers.rows,
+                             answers.spans.block_table.dim(1)};
+    if (prompts.rows > 0) {
+        for (const int64_t length :
+             {prompts.rows, prompts.keys, prompts.spans.cu_q.dim(0), prompts.spans.max_q, prompts.spans.max_k})
+            key.push_back(length);
+    }
+    return key;
 }
 
 // Tells the device how each sequence's token is drawn, while it still computes the logits.

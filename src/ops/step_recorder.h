@@ -18,7 +18,8 @@ public:
     // Does what `ops` does. When the same key comes again, the ops of an earlier call may be run once more instead, on the
     // memory they named then: the key must tell everything that they depend on but what lies in that memory, which must belong
     // to this back end (Ops::allocate) or to the caller for as long as the back end lives. `ops` must not read back.
-    virtual void repeat(std::span<const int64_t> key, const std::function<void()>& ops) = 0;
+    // `after`: how often the key must have come before for a recording, which takes some steps' time, to be worth making.
+    virtual void repeat(std::span<const int64_t> key, int64_t after, const std::function<void()>& ops) = 0;
     // index[i] = where the largest of logits[i] stands, the first among equals; -1 where one is NaN or none is finite. [n] i32,
     // [n, V] f32, rows may be strided.
     virtual void argmax(const Tensor& index, const Tensor& logits) = 0;

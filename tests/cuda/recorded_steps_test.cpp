@@ -66,6 +66,48 @@ TEST(RecordedSteps, SayWhatStepsOneByOneSay) {
     }
 }
 
+// Requests that begin alike and come one after the other while the ones before them answer.
+std::vector<Sample> answers_to_newcomers(const LoadedModel& loaded, Ops& ops, bool watched) {
+    EngineOptions options;
+    options.cache_tokens = 4096;
+    options.cache_type = ops.compute_dtype();
+    Engine engine(*loaded.model, ops, options);
+    std::vector<Sample> said;
+    for (int32_t come = 0; come < 40 || !engine.idle(); ++come) {
+        if (come < 40) {
+            Request request;
+            for (int32_t i = 0; i < 24; ++i) request.prompt.push_back((7 * come + i * i) % 50);
+            request.sampling = {.temperature = 0};
+            request.top_logprobs = 0;
+            request.max_new_tokens = 3;
+            if (watched) request.on_logits = [](std::span<const float>) {};
+            (void)engine.add(std::move(request));
+        }
+        for (const TokenEvent& event : engine.step()) said.push_back({event.token, event.logprob});
+    }
+    return said;
+}
+
+TEST(RecordedSteps, SayTheSameBesidePromptsOfOneLength) {
+    for (const bool bf16 : {false, true}) {
+        const std::unique_ptr<Ops> ops = open_gpu(bf16, false);
+        if (ops == nullptr) GTEST_SKIP() << "no GPU";
+        for (const char* name : {"v3", "v3-true-head-dims", "v2-lite-greedy"}) {
+            if (fixture_folder(name).empty()) continue;
+            SCOPED_TRACE(std::string(name) + (bf16 ? " bf16" : " f32"));
+            const LoadedModel loaded = load_model(fixture_folder(name), *ops, {});
+            const std::vector<Sample> recorded = answers_to_newcomers(loaded, *ops, false),
+                                      plain = answers_to_newcomers(loaded, *ops, true);
+            ASSERT_EQ(recorded.size(), plain.size());
+            ASSERT_EQ(plain.size(), 120U);
+            for (size_t i = 0; i < plain.size(); ++i) {
+                EXPECT_EQ(recorded[i].token, plain[i].token);
+                EXPECT_NEAR(recorded[i].logprob, plain[i].logprob, 1e-4);
+            }
+        }
+    }
+}
+
 // Rules of every kind, alone and together.
 std::vector<SamplingParams> rules() {
     std::vector<SamplingParams> all{
@@ -143,7 +185,7 @@ TEST(RecordedSteps, SeeWhatTheirMemoryHoldsNow) {
     for (int step = 0; step < 5; ++step) {
         const std::array<float, 4> numbers{0, static_cast<float>(step), 2.5F, -1};
         ops->write(x, numbers.data());
-        recorder.repeat(std::array<int64_t, 1>{42}, [&] {
+        recorder.repeat(std::array<int64_t, 1>{42}, 1, [&] {
             ++told;
             ops->add(y, x, x);
             recorder.argmax(best, y);
@@ -157,7 +199,7 @@ TEST(RecordedSteps, SeeWhatTheirMemoryHoldsNow) {
     }
     EXPECT_EQ(told, 2) << "run once, recorded once";
     { const Buffer other = ops->allocate(64); }
-    recorder.repeat(std::array<int64_t, 1>{42}, [&] { ++told; });
+    recorder.repeat(std::array<int64_t, 1>{42}, 1, [&] { ++told; });
     EXPECT_EQ(told, 3) << "memory was freed: the recording is no longer trusted";
 }
 

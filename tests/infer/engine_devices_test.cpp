@@ -21,8 +21,13 @@ public:
     int64_t rows = 0;  // of the last answer
     int64_t drawn = 0;
 
-    void repeat(std::span<const int64_t>, const std::function<void()>& ops) override {
+    std::map<std::vector<int64_t>, int64_t> keys;  // and how often each came
+    std::vector<int64_t> patience;                 // how often a key must have come before
+
+    void repeat(std::span<const int64_t> key, int64_t after, const std::function<void()>& ops) override {
         ++recorded;
+        ++keys[{key.begin(), key.end()}];
+        patience.push_back(after);
         const int64_t before = read;
         ops();
         EXPECT_EQ(read, before) << "a step that may be recorded must not read back";
@@ -151,6 +156,33 @@ TEST_F(EngineDevices, RecordedStepsAreFilledUpToARoundNumberOfRows) {
     for (const auto& [request, tokens] : said) {
         EXPECT_EQ(tokens, run.greedy(prompts[static_cast<size_t>(request)], 6, {.deterministic = true})) << request;
     }
+}
+
+TEST_F(EngineDevices, StepsThatReadAsMuchBesideAsManyAnswersCountAsOne) {
+    Recording device(run.pool);
+    Engine engine(run.model(), device, {});
+    (void)engine.add(EngineRun::greedy_request(prompt, 20));
+    (void)engine.step();
+    EXPECT_EQ(device.recorded, 0) << "a prompt alone";
+    for (const int32_t length : {40, 40, 41, 40, 40, 41, 40}) {
+        Request newcomer = EngineRun::greedy_request({}, 1);
+        for (int32_t i = 0; i < length; ++i) newcomer.prompt.push_back((11 * static_cast<int32_t>(device.recorded) + i) % 60);
+        const std::vector<int32_t> alone = run.greedy(newcomer.prompt, 1, {});
+        const int64_t id = engine.add(std::move(newcomer));
+        for (const TokenEvent& event : engine.step()) {
+            if (event.request == id) {
+                EXPECT_EQ(event.token, alone.at(0));
+            }
+        }
+    }
+    std::vector<int64_t> times;
+    for (const auto& [key, count] : device.keys) times.push_back(count);
+    std::ranges::sort(times);
+    EXPECT_EQ(times, (std::vector<int64_t>{2, 5}));
+    EXPECT_GT(std::ranges::min(device.patience), 1) << "prompts are of many lengths";
+    (void)finish(engine);
+    EXPECT_EQ(device.keys.size(), 3U) << "and the steps that only decode";
+    EXPECT_EQ(device.patience.back(), 1);
 }
 
 TEST_F(EngineDevices, SampledAnswersStayOnTheDeviceToo) {
