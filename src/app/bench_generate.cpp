@@ -88,7 +88,7 @@ private:
         result.cache_type = cache_type(options);
         paged_ = model.page_experts(options, device.ops(), result.cache_tokens);
         if (paged_ != nullptr) result.experts = &paged_->cache();
-        result.prefill_chunk = usual_batch_rows(device.ops());
+        result.prefill_chunk = prompt_batch_rows(device.ops());
         result.max_batch_rows = std::max(result.prefill_chunk, batch + options.reading);
         result.max_sequences = batch + (options.reading > 0 ? 1 : 0);
         if (counts_)
@@ -113,7 +113,7 @@ Measurement bench_decode(const BenchOptions& options, Device& device, const Betw
     const int64_t prompt = std::max<int64_t>(options.depth + options.prompt_tokens, 1),
                   steps = options.max_new_tokens > 0 ? options.max_new_tokens : 32;
     // Sequences whose prompts are read early decode while the others are read.
-    const int64_t reading = BenchEngine::sequences(options) * prompt / usual_batch_rows(device.ops()) + 1;
+    const int64_t reading = BenchEngine::sequences(options) * prompt / prompt_batch_rows(device.ops()) + 1;
     const int64_t answer = 1 + reading + options.repetitions * (steps + 1);
     BenchEngine run(options, device, prompt + answer);
     std::mt19937_64 random(1);

@@ -235,6 +235,7 @@ EngineOptions OpenModel::engine_options(int64_t cache_tokens) {
     EngineOptions options;
     options.experts = page_experts(cache_tokens);
     options.threads = &device_.threads();
+    options.max_batch_rows = options.prefill_chunk = prompt_batch_rows(ops());
     options.cache_tokens = cache_tokens;
     options.cache_type = options_.held_as();
     options.deterministic = deterministic_;

@@ -90,6 +90,8 @@ struct TokenEvent {
 
 // Rows of a batch that keep a back end busy: a GPU wants more than a CPU.
 [[nodiscard]] inline int64_t usual_batch_rows(const Ops& ops) { return ops.sees_host_memory() ? 512 : 8192; }
+// The same where no answers wait for the batch: every piece of a prompt expands the keys of those before it once more.
+[[nodiscard]] inline int64_t prompt_batch_rows(const Ops& ops) { return ops.sees_host_memory() ? 1024 : 8192; }
 
 // Continuous batching by priority, then first come first served: a step runs one row of every sequence that decodes and chunks
 // of the prompts that wait. When the cache is full, the least important and youngest sequence gives up its pages and is
