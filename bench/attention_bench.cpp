@@ -60,15 +60,18 @@ public:
         const Spans all = spans(lengths, lengths);
         const double before = fma_rate(), flops = 2 * pairs * static_cast<double>(h);
         const double forward = seconds_of([&] { ops_.attention(o, lse, q, k, k_shared, v, all, 0.1); });
+        const double rounding = seconds_of([&] { rounding_ops_.attention(o, lse, q, k, k_shared, v, all, 0.1); });
         const double backward =
             seconds_of([&] { ops_.attention_backward(dq, dk, dk_shared, dv, dout, q, k, k_shared, v, o, lse, all, 0.1); });
         const double roof = std::max(before, fma_rate());
         const double f = flops * static_cast<double>(d_q + d_v) / forward,
                      b = flops * static_cast<double>(3 * d_q + 2 * d_v) / backward;
         fmt::print(
-            "{} heads, {}/{}, {} x {:4}: forward {:5.0f} GFLOP/s ({:2.0f} %), backward {:5.0f} GFLOP/s ({:2.0f} %), roof "
-            "{:.0f}\n",
-            h, d_q, d_v, lengths.size(), lengths[0], f / 1e9, 100 * f / roof, b / 1e9, 100 * b / roof, roof / 1e9);
+            "{} heads, {}/{}, {} x {:4}: forward {:5.0f} GFLOP/s ({:2.0f} %), not deterministic {:5.0f}, backward {:5.0f} "
+            "GFLOP/s "
+            "({:2.0f} %), roof {:.0f}\n",
+            h, d_q, d_v, lengths.size(), lengths[0], f / 1e9, 100 * f / roof, f / 1e9 * forward / rounding, b / 1e9,
+            100 * b / roof, roof / 1e9);
     }
 
     void latent(int64_t h, int64_t c, int64_t r, DType type, int32_t rows, int32_t keys) {

@@ -1,10 +1,12 @@
 // Causal attention in the expanded form, forward. One task: 64 queries of one head (cpu/attention_task.h).
+#include <algorithm>
 #include <vector>
 
 #include "cpu/attention_spans.h"
 #include "cpu/attention_task.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/roofline.h"
+#include "cpu/halves.h"
+#include "cpu/isa.h"
 #include "cpu/rows.h"
 #include "ops/shape_check.h"
 
@@ -58,48 +60,75 @@ void check_attention(const char* op, const Tensor& q, const Tensor& k, const Ten
     check_spans(op, spans, n, keys);
 }
 
-void CpuOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& k_shared,
-                       const Tensor& v, const Spans& spans, double scale) {
-    check_attention("attention", q, k, k_shared, v, o, lse, spans);
-    struct Piece {
-        SequenceSpan span;
-        int64_t begin;  // first query of the tile
-    };
+namespace {
+
+// Queries [begin, end) of a sequence, in tiles of 64.
+struct Piece {
+    SequenceSpan span;
+    int64_t begin, end;
+
+    [[nodiscard]] int64_t tiles() const { return (end - begin + kQueryLanes - 1) / kQueryLanes; }
+};
+
+// Pieces of at most `most` tiles, of fewer where `threads` would not have four pieces each.
+std::vector<Piece> pieces_of(const Spans& spans, int64_t most, int64_t heads, int64_t threads) {
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < sequences_of(spans); ++i) tiles += (sequence_of(spans, i).len_q + kQueryLanes - 1) / kQueryLanes;
+    const int64_t step = kQueryLanes * std::clamp<int64_t>(tiles * heads / (4 * threads), 1, most);
     std::vector<Piece> pieces;
     for (int64_t i = 0; i < sequences_of(spans); ++i) {
         const SequenceSpan span = sequence_of(spans, i);
-        for (int64_t begin = 0; begin < span.len_q; begin += kQueryLanes) pieces.push_back({span, begin});
+        for (int64_t begin = 0; begin < span.len_q; begin += step)
+            pieces.push_back({span, begin, std::min(begin + step, span.len_q)});
     }
-    const auto task_of = [&](const Piece& piece, int64_t j) {
-        const auto& [span, begin] = piece;
-        AttentionTask task;
-        task.lanes = std::min(kQueryLanes, span.len_q - begin);
-        for (int64_t i = 0; i < task.lanes; ++i) {
-            const auto lane = static_cast<size_t>(i);
-            task.q[lane] = row(q, span.q0 + begin + i, j);
-            task.o[lane] = row(o, span.q0 + begin + i, j);
-            task.lse[lane] = row(lse, span.q0 + begin + i) + j;
-            task.visible[lane] = span.visible(begin + i);
+    return pieces;
+}
+
+}  // namespace
+
+void CpuOps::attention(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& k_shared,
+                       const Tensor& v, const Spans& spans, double scale) {
+    check_attention("attention", q, k, k_shared, v, o, lse, spans);
+    const auto tasks = [&](AttentionTask* to, const Piece& piece, int64_t j) {
+        for (int64_t begin = piece.begin; begin < piece.end; begin += kQueryLanes, ++to) {
+            const SequenceSpan& span = piece.span;
+            to->lanes = std::min(kQueryLanes, piece.end - begin);
+            for (int64_t i = 0; i < to->lanes; ++i) {
+                const auto lane = static_cast<size_t>(i);
+                to->q[lane] = row(q, span.q0 + begin + i, j);
+                to->o[lane] = row(o, span.q0 + begin + i, j);
+                to->lse[lane] = row(lse, span.q0 + begin + i) + j;
+                to->visible[lane] = span.visible(begin + i);
+            }
+            to->d_q = q.dim(2);
+            to->d_v = v.dim(2);
+            to->scale = static_cast<float>(scale);
+            to->keys = head_rows(k, span.k0, j);
+            to->shared = shared_rows(k_shared, span.k0);
+            to->values = head_rows(v, span.k0, j);
         }
-        task.d_q = q.dim(2);
-        task.d_v = v.dim(2);
-        task.scale = static_cast<float>(scale);
-        task.keys = head_rows(k, span.k0, j);
-        task.shared = shared_rows(k_shared, span.k0);
-        task.values = head_rows(v, span.k0, j);
-        return task;
     };
-    const auto tiles = static_cast<int64_t>(pieces.size()), count = tiles * q.dim(1);
-    if (count == 0) return;
-    const bool pairs =
-        (isa_ == Isa::kAvx512Bf16 || (has_tiles(isa_) && bf16_pairs_pay())) && has_paired_attention(task_of(pieces[0], 0));
+    const int64_t heads = q.dim(1);
+    const AttentionNumbers numbers = attention_numbers(isa_);
+    const bool halves = numbers == AttentionNumbers::kHalves, pairs = numbers == AttentionNumbers::kPairs && k.dim(2) % 2 == 0;
+    const std::vector<Piece> pieces = pieces_of(spans, halves ? kHalfTasks : 1, heads, pool_.size());
+    const auto of_a_head = static_cast<int64_t>(pieces.size()), count = of_a_head * heads;
     const AttentionKernels& kernels = pairs ? attention_kernels_pairs() : attention_kernels_of(isa_);
-    // Head by head, so that its keys and values stay in a cache. The longest tiles of a sequence come last in `pieces`, so
-    // tasks run backwards: short ones fill the gaps at the end.
+    const int64_t floats =
+        halves ? attention_halves_scratch_floats(kHalfTasks, q.dim(2), v.dim(2)) : attention_scratch_floats(q.dim(2), v.dim(2));
+    // Head by head, so that its keys and values stay in a cache. The longest pieces of a sequence come last in `pieces`, so
+    // they run backwards: short ones fill the gaps at the end.
     pool_.parallel_for(count, 1, [&](int64_t first, int64_t last, int thread) {
-        float* scratch = scratch_.of_thread<float>(thread, attention_scratch_floats(q.dim(2), v.dim(2)));
-        for (int64_t index = count - last; index < count - first; ++index)
-            kernels.forward(task_of(pieces[static_cast<size_t>(index % tiles)], index / tiles), scratch);
+        float* scratch = scratch_.of_thread<float>(thread, floats);
+        AttentionTask all[kHalfTasks];
+        for (int64_t index = count - last; index < count - first; ++index) {
+            const Piece& piece = pieces[static_cast<size_t>(index % of_a_head)];
+            tasks(all, piece, index / of_a_head);
+            if (halves)
+                attention_halves_avx512(all, piece.tiles(), scratch);
+            else
+                kernels.forward(all[0], scratch);
+        }
     });
 }
 

@@ -133,14 +133,14 @@ struct AttentionTemplates {
             .template run<1>(task.d_v, vectors);
     }
 
-    // Calls meet(keys, first vector, vectors, masked) for the lanes that see any of the keys [begin, begin + count). On the
-    // diagonal each vector stops at the last key it sees.
-    template <class Meet>
+    // Calls meet(keys, first vector, vectors, masked) for the lanes that see any of the keys [begin, begin + count), in vectors
+    // of kStep. On the diagonal each vector stops at the last key it sees.
+    template <int64_t kStep = kLanes, class Meet>
     static void for_visible(const AttentionTask& task, int64_t begin, int64_t count, const Meet& meet) {
-        const int64_t vectors = vectors_of(task.lanes);
+        const int64_t vectors = (task.lanes + kStep - 1) / kStep;
         if (begin + count <= task.visible[0]) return meet(count, 0, vectors, false);
         for (int64_t from = 0; from < vectors; ++from) {
-            const int64_t lane = (from + 1) * kLanes < task.lanes ? (from + 1) * kLanes - 1 : task.lanes - 1;
+            const int64_t lane = (from + 1) * kStep < task.lanes ? (from + 1) * kStep - 1 : task.lanes - 1;
             const int64_t seen = task.visible[lane] - begin;
             if (seen > 0) meet(seen < count ? seen : count, from, 1, true);
         }

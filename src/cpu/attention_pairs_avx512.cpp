@@ -136,9 +136,4 @@ const AttentionKernels& attention_kernels_pairs() {
     return kTable;
 }
 
-bool has_paired_attention(const AttentionTask& task) {
-    const auto plain = [](const KeyRows& rows) { return rows.dtype == DType::kF32 && rows.type == BlockType::kNone; };
-    return task.values.width > 0 && task.keys.width % 2 == 0 && plain(task.keys) && plain(task.shared) && plain(task.values);
-}
-
 }  // namespace fathom

@@ -90,9 +90,9 @@ struct AttentionKernels {
 
 [[nodiscard]] const AttentionKernels& attention_kernels_avx2();
 [[nodiscard]] const AttentionKernels& attention_kernels_avx512();
-// Products in pairs of bf16 (attention_pairs_avx512.cpp) of the expanded form, not the bits of the others; only `forward`.
+// Products in pairs of bf16 (attention_pairs_avx512.cpp) of the expanded form, not the bits of the others; only `forward`, and
+// an even number of channels before the shared ones. Those in halves take several tasks at a time (cpu/halves.h).
 [[nodiscard]] const AttentionKernels& attention_kernels_pairs();
-[[nodiscard]] bool has_paired_attention(const AttentionTask& task);
 [[nodiscard]] inline const AttentionKernels& attention_kernels_of(Isa isa) {
     return has_avx512(isa) ? attention_kernels_avx512() : attention_kernels_avx2();
 }

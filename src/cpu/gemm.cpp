@@ -35,7 +35,6 @@ using MultiplyTile = void (*)(const GemmTile& tile, float* scratch);
 MultiplyTile kernel_of(const GemmProduct& p, Isa isa) {
     const bool panels = p.b.panels && p.k > 0;
     if (panels && p.b.dtype == DType::kBF16 && has_pairs(isa)) return has_tiles(isa) ? gemm_tile_amx : gemm_tile_pairs_avx512;
-    if (panels && p.b.dtype == DType::kF16 && isa == Isa::kAvx512Fp16) return gemm_tile_fp16_avx512;
     return has_avx512(isa) ? gemm_tile_avx512 : gemm_tile_avx2;
 }
 

@@ -56,7 +56,6 @@ struct GemmBlocking {
 void gemm_tile_avx2(const GemmTile& tile, float* scratch);
 void gemm_tile_avx512(const GemmTile& tile, float* scratch);
 void gemm_tile_pairs_avx512(const GemmTile& tile, float* scratch);  // B: panels of bf16
-void gemm_tile_fp16_avx512(const GemmTile& tile, float* scratch);   // B: panels of F16; k > 0
 void gemm_tile_amx(const GemmTile& tile, float* scratch);           // B: panels of bf16; k > 0
 
 // A panel of bf16 from 16 columns of k rows of f32, `stride` apart; k is even.
@@ -67,8 +66,8 @@ void pack_pairs_avx512(void* panel, const float* rows, int64_t stride, int64_t k
 [[nodiscard]] std::vector<GemmTile> plan_gemm(std::span<const GemmProduct> products, int threads);
 
 // Computes all products in one parallel_for, those of Isa::kAvx512Bf16 with panels of bf16 in pairs: A is rounded to bf16, and
-// sums take two k at a time; those of has_tiles(isa) in tiles, whose sums take 32 (cpu/gemm_amx.h); those of Isa::kAvx512Fp16
-// with panels of F16 in halves (cpu/gemm_half.h). Outputs overlap neither each other nor an input.
+// sums take two k at a time; those of has_tiles(isa) in tiles, whose sums take 32 (cpu/gemm_amx.h). Outputs overlap neither
+// each other nor an input.
 void run_gemm(std::span<const GemmProduct> products, ThreadPool& pool, Isa isa, Scratch& scratch);
 
 }  // namespace fathom

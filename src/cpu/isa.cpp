@@ -20,6 +20,12 @@ bool may_use_tiles() {
 
 }  // namespace
 
+AttentionNumbers attention_numbers(Isa isa) {
+    if (isa == Isa::kAvx512Bf16 || (has_tiles(isa) && bf16_pairs_pay())) return AttentionNumbers::kPairs;
+    const bool halves = isa == Isa::kAvx512Fp16 || (has_tiles(isa) && supports(Isa::kAvx512Fp16) && halves_pay());
+    return halves ? AttentionNumbers::kHalves : AttentionNumbers::kF32;
+}
+
 std::string_view name_of(Isa isa) {
     constexpr std::string_view kNames[] = {"avx2", "avx-vnni", "avx512", "avx512-fp16", "avx512-bf16", "amx-bf16", "amx"};
     return kNames[static_cast<size_t>(isa)];
@@ -49,7 +55,8 @@ Isa choose_isa() {
     if (wish == nullptr || *wish == '\0') {
         if (!supports(Isa::kAvx512)) return Isa::kAvx2;
         if (supports(Isa::kAmxBf16) && bf16_tiles_pay()) return Isa::kAmxBf16;
-        return supports(Isa::kAvx512Bf16) && bf16_pairs_pay() ? Isa::kAvx512Bf16 : Isa::kAvx512;
+        if (supports(Isa::kAvx512Bf16) && bf16_pairs_pay()) return Isa::kAvx512Bf16;
+        return supports(Isa::kAvx512Fp16) && halves_pay() ? Isa::kAvx512Fp16 : Isa::kAvx512;
     }
     for (const Isa isa : kEveryIsa) {
         if (name_of(isa) != wish) continue;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/halves.h"
 #include "cpu/quant_kernels.h"
 #include "cpu/quant_panel.h"
 #include "tensor/weight_row.h"
@@ -203,6 +204,88 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
     }
 }
 
+// ---- halves --------------------------------------------------------------------------------------------------------------
+
+// By the transpose: chains run along the rows of the weight.
+bool in_halves(const QuantProduct& p, QuantForm form, Isa isa) {
+    return isa == Isa::kAvx512Fp16 && form == QuantForm::kDgrad && p.w.scheme == Scheme::kPanels &&
+           p.w.in_features() % kHalfColumns == 0;
+}
+
+// One product's operands as HalfTile wants them.
+struct HalfOperands {
+    int64_t blocks;
+    Float16 *a, *b;
+    float *a_factors, *b_factors;
+    bool own_a;  // not those of the product before
+};
+
+std::vector<HalfOperands> half_operands(std::span<const QuantProduct> products, Scratch& scratch) {
+    std::vector<HalfOperands> result;
+    std::byte* memory = nullptr;
+    for (const bool measuring : {true, false}) {
+        int64_t used = 0;
+        const auto take = [&]<class T>(int64_t count, T*& to) {
+            to = measuring ? nullptr : reinterpret_cast<T*>(memory + used);
+            used += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+        };
+        result.clear();
+        for (size_t i = 0; i < products.size(); ++i) {
+            const QuantProduct& p = products[i];
+            HalfOperands own{};
+            own.blocks = (p.w.out_features() + kHalfChain - 1) / kHalfChain;
+            own.own_a = i == 0 || !same_rows(products[i - 1], p);
+            if (!own.own_a) {
+                own.a = result[i - 1].a, own.a_factors = result[i - 1].a_factors;
+            } else {
+                take(own.blocks * p.a.dim(0) * kHalfChain, own.a);
+                take(own.blocks * p.a.dim(0), own.a_factors);
+            }
+            take(own.blocks * kHalfChain * p.w.in_features(), own.b);
+            take(own.blocks, own.b_factors);
+            result.push_back(own);
+        }
+        if (measuring) memory = scratch.shared<std::byte>(used);
+    }
+    return result;
+}
+
+// Blocks [begin, end) of 64 rows of `w`.
+void pack_half_blocks(const HalfOperands& to, const Weight& w, int64_t begin, int64_t end, float* decoded) {
+    const int64_t in = w.in_features(), panels = kHalfChain / kPanelLanes;
+    for (int64_t block = begin; block < end; ++block) {
+        const int64_t count = std::min(panels, w.codes.dim(0) - block * panels);
+        for (int64_t p = 0; p < count; ++p)
+            decode_panel_rows(decoded + p * kPanelLanes * in, in, w, block * panels + p, 0, kPanelLanes);
+        pack_half_block_avx512(to.b + block * kHalfChain * in, to.b_factors + block, decoded, count * kPanelLanes * in);
+    }
+}
+
+void multiply_in_halves(std::span<const QuantProduct> products, ThreadPool& pool, Scratch& scratch) {
+    constexpr int64_t kRows = 192;  // of a tile
+    const std::vector<HalfOperands> operands = half_operands(products, scratch);
+    std::vector<HalfTile> tiles;
+    for (size_t i = 0; i < products.size(); ++i) {
+        const QuantProduct& p = products[i];
+        const HalfOperands& at = operands[i];
+        const int64_t m = p.a.dim(0), k = p.a.dim(1), in = p.w.in_features();
+        if (at.own_a)
+            pool.parallel_for(m, 16, [&](int64_t begin, int64_t end, int) {
+                for (int64_t r = begin; r < end; ++r)
+                    pack_half_row_avx512(at.a + r * kHalfChain, at.a_factors + r, m, row_of(p.a, r), k);
+            });
+        pool.parallel_for(at.blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+            pack_half_blocks(at, p.w, begin, end, scratch.of_thread<float>(thread, kHalfChain * in));
+        });
+        for (int64_t r = 0; r < m; r += kRows)
+            tiles.push_back({p.c.as<float>() + r * p.c.stride[0], p.c.stride[0], at.a + r * kHalfChain, at.a_factors + r, m,
+                             at.b, at.b_factors, std::min(kRows, m - r), in, k});
+    }
+    pool.parallel_for(static_cast<int64_t>(tiles.size()), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) multiply_halves_avx512(tiles[static_cast<size_t>(i)]);
+    });
+}
+
 }  // namespace
 
 const QuantKernels& quant_kernels_of(Isa isa) {
@@ -217,15 +300,18 @@ void decode_weight_row(float* y, const Weight& w, int64_t row) {
 }
 
 void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch) {
-    std::vector<QuantProduct> panels;
+    std::vector<QuantProduct> panels, halves;
     for (const QuantProduct& product : products) {
         if (product.a.dim(0) == 0) continue;
         if (form == QuantForm::kForward && product.w.scheme == Scheme::kPanels)
             panels.push_back(product);
+        else if (in_halves(product, form, isa))
+            halves.push_back(product);
         else
             multiply_decoded(product, form, pool, isa, scratch);
     }
     if (!panels.empty()) multiply_panels(panels, pool, isa, scratch);
+    if (!halves.empty()) multiply_in_halves(halves, pool, scratch);
 }
 
 void pack_weight(const Tensor& to, const Weight& w, ThreadPool& pool) {

@@ -1,7 +1,8 @@
 // Products with weights of the schemes kBlocks, kGroups and kPanels.
 //   panels, forward  activations become int8 once per product, integer kernels (cpu/quant_kernels.h)
 //   all others       rows of the weight become f32 a few MB at a time and meet the kernels of cpu/gemm.h; those of panels by
-//                    the transpose meet the ones of pairs, rounded to bf16, where has_pairs(isa)
+//                    the transpose meet the ones of pairs, rounded to bf16, where has_pairs(isa), and become halves for
+//                    Isa::kAvx512Fp16 (cpu/halves.h)
 // Which way a weight goes depends on its scheme alone, never on the number of rows, so docs/decisions/001 holds within a
 // scheme.
 #pragma once

@@ -17,7 +17,7 @@ constexpr int kRounds = 7;
 constexpr int64_t kMultiplyAdds = 2'000'000;  // rounds per chunk: about 10 ms
 
 constexpr int64_t kShort = 20'000;  // rounds of f32 in a comparison: about 0.1 ms
-constexpr double kWorth = 1.2;      // how much faster products of bf16 must be
+constexpr double kWorth = 1.2;      // how much faster products that round must be
 
 // The shortest of kRounds runs, in seconds.
 template <class Work>
@@ -95,6 +95,11 @@ bool bf16_pairs_pay() {
 
 bool bf16_tiles_pay() {
     static const bool kPay = pays(bf16_loop_amx());
+    return kPay;
+}
+
+bool halves_pay() {
+    static const bool kPay = pays(fp16_loop_avx512());
     return kPay;
 }
 

@@ -24,6 +24,7 @@ struct Roofline {
 // others. Measured once in a process, on the caller's thread, in about a millisecond. Wants Isa::kAvx512Bf16 to be supported.
 [[nodiscard]] bool bf16_pairs_pay();
 [[nodiscard]] bool bf16_tiles_pay();  // the same of tiles, and Isa::kAmxBf16
+[[nodiscard]] bool halves_pay();      // of halves, and Isa::kAvx512Fp16
 
 // A loop of independent chains in registers; its result keeps it from being removed.
 struct ProductLoop {
