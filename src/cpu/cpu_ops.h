@@ -86,6 +86,10 @@ public:
 
     // ---- activation and loss ----
     void swiglu(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+    [[nodiscard]] bool takes_experts(const Weight& gate, const Weight& up, const Weight& down,
+                                     const Tensor& offsets) const override;
+    void experts(const Tensor& y, const Tensor& x, const Tensor& source, std::span<const Weight> gates,
+                 std::span<const Weight> ups, std::span<const Weight> downs, const Tensor& offsets) override;
     void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
                          const Tensor& up) override;
     void cross_entropy(const Tensor& loss, const Tensor& logits, const Tensor& targets) override;

@@ -155,6 +155,11 @@ Moe::Saved Moe::answers(Context& cx, const Tensor& x, const Batch& batch, bool k
         cx.experts->require(config_.layer, offsets);
         cx.experts->foresee(cx, config_.layer, x);
     }
+    if (!keep && cx.ops.takes_experts(gate_[0].weight, up_[0].weight, down_[0].weight, offsets)) {
+        const Tensor said = cx.empty({m, hidden});
+        cx.ops.experts(said, x, source, weights_of(gate_), weights_of(up_), weights_of(down_), offsets);
+        return {x, choice, offsets, source, slot, {}, {}, said, {}};
+    }
     const Tensor dispatched = cx.empty({m, hidden});
     cx.ops.gather_rows(dispatched, x, source);
     const auto [gate_up, inner] = gates_and_ups(cx, dispatched, gate_, up_, offsets, keep);

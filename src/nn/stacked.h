@@ -19,8 +19,8 @@ namespace fathom {
 
 // The same of weights of one scheme whose scales and zero points follow each other, too; else one without codes.
 [[nodiscard]] inline Weight stacked(const Weight& a, const Weight& b) {
-    const bool blocks = a.scheme == Scheme::kFp8Block, groups = a.scheme == Scheme::kGroups;
-    if (a.scheme != b.scheme || (a.scheme != Scheme::kPlain && !blocks && !groups)) return {};
+    const bool blocks = a.scheme == Scheme::kFp8Block;
+    if (a.scheme != b.scheme || a.block != b.block || a.scheme == Scheme::kBlocks) return {};
     // The blocks of b must begin where those of a end.
     if (blocks && (a.row0 != 0 || b.row0 != 0 || a.codes.dim(0) % kFp8Block != 0)) return {};
     Weight both = a;

@@ -220,6 +220,17 @@ public:
         grouped_matmul(both, x, w, offsets);
         swiglu(y, both.slice(1, 0, y.dim(1)), both.slice(1, y.dim(1), both.dim(1)));
     }
+    // What chosen experts say of their rows, for inference: y = down_e (silu(gate_e x[source]) up_e x[source]) of rows sorted
+    // by expert, [m, hidden], [n, hidden], [m], E weights each, [E + 1]. The bits of gather_rows, grouped_matmul and swiglu;
+    // for a device that says, of the first expert's weights and the offsets, that it does better than those one by one.
+    [[nodiscard]] virtual bool takes_experts(const Weight& /*gate*/, const Weight& /*up*/, const Weight& /*down*/,
+                                             const Tensor& /*offsets*/) const {
+        return false;
+    }
+    virtual void experts(const Tensor& /*y*/, const Tensor& /*x*/, const Tensor& /*source*/, std::span<const Weight> /*gates*/,
+                         std::span<const Weight> /*ups*/, std::span<const Weight> /*downs*/, const Tensor& /*offsets*/) {
+        check(false, "experts: this device takes the ops one by one");
+    }
     virtual void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
                                  const Tensor& up) = 0;
     // loss[i] = -log softmax(logits[i])[targets[i]], 0 where targets[i] < 0. [n], [n, V], [n].

@@ -179,6 +179,16 @@ TEST(Stacked, CodesAreOneMatrixWhereTheirScalesAreToo) {
     const Weight whole = blocks(256), next = blocks(256), partial = blocks(200), last = blocks(200);
     EXPECT_EQ(stacked(whole, next).scales.describe(), "F32[4, 8]");
     EXPECT_FALSE(stacked(partial, last).codes) << "a block would begin inside one of the other matrix";
+
+    const auto panels = [&](int64_t rows, BlockType type) {
+        Weight w(codes.allocate(DType::kU8, {rows / Weight::kPanelRows, 8 * traits_of(type).panel_bytes}), type);
+        w.scheme = Scheme::kPanels;
+        return w;
+    };
+    const Weight first = panels(32, BlockType::kQ80), second = panels(64, BlockType::kQ80), other = panels(64, BlockType::kQ40);
+    EXPECT_EQ(stacked(first, second).out_features(), 96);
+    EXPECT_EQ(stacked(first, second).in_features(), first.in_features());
+    EXPECT_FALSE(stacked(second, other).codes) << "of two types";
 }
 
 void expect_moe_adjoint(const MoeConfig& config) {
