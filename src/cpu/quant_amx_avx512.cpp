@@ -14,7 +14,7 @@ void multiply(const PanelTile& tile, uint8_t* scratch) {
 }  // namespace
 
 const QuantKernels& quant_kernels_amx() {
-    static const QuantKernels kKernels{quant_kernels_vnni_avx512().quantize_row, multiply};
+    static const QuantKernels kKernels{quant_kernels_vnni_avx512().quantize_row, multiply, decode_all_rows_avx512};
     return kKernels;
 }
 

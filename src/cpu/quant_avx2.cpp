@@ -29,7 +29,7 @@ struct DotAvx2 {
 }  // namespace
 
 const QuantKernels& quant_kernels_avx2() {
-    static constexpr QuantKernels kKernels{quantize_row, Lanes8<DotAvx2>::multiply};
+    static constexpr QuantKernels kKernels{quantize_row, Lanes8<DotAvx2>::multiply, decode_all_rows};
     return kKernels;
 }
 

@@ -52,7 +52,14 @@ struct QuantKernels {
     // q [n], factors [n / 32] of one row x [n].
     void (*quantize_row)(int8_t* q, StepFactors* factors, const float* x, int64_t n, int zero, bool half_groups);
     void (*multiply)(const PanelTile& tile, uint8_t* scratch);  // panel_scratch_bytes, 64-byte aligned
+    // All rows of a panel: decode_panel (cpu/quant_panel.h).
+    void (*decode)(float* y, int64_t stride, BlockType type, const uint8_t* panel, int64_t steps);
 };
+
+inline void decode_all_rows(float* y, int64_t stride, BlockType type, const uint8_t* panel, int64_t steps) {
+    decode_panel(y, stride, type, panel, steps, 0, kPanelLanes);
+}
+void decode_all_rows_avx512(float* y, int64_t stride, BlockType type, const uint8_t* panel, int64_t steps);  // the same bits
 
 [[nodiscard]] const QuantKernels& quant_kernels_avx2();
 [[nodiscard]] const QuantKernels& quant_kernels_vnni_avx2();

@@ -133,32 +133,23 @@ void multiply_panels(std::span<const QuantProduct> products, ThreadPool& pool, I
 
 // ---- decoded -------------------------------------------------------------------------------------------------------------
 
-// Lanes [first, last) of a panel, `stride` floats apart.
-void decode_panel_rows(float* y, int64_t stride, const Weight& w, int64_t panel, int64_t first, int64_t last) {
+// All rows of a panel, `stride` floats apart.
+void decode_whole_panel(float* y, int64_t stride, const Weight& w, int64_t panel, const QuantKernels& kernels) {
     if (is_number_panels(w)) {
-        for (int64_t r = first; r < last; ++r) decode_number_lane(y + (r - first) * stride, w, panel, r);
+        for (int64_t r = 0; r < kPanelLanes; ++r) decode_number_lane(y + r * stride, w, panel, r);
         return;
     }
-    const int64_t steps = w.in_features() / kPanelStep;
-    const auto* from = w.codes.as<const uint8_t>() + panel * w.codes.stride[0];
-    PanelStep step;
-    for (int64_t s = 0; s < steps; ++s) {
-        unpack_step(step, w.block, from, s);
-        for (int64_t r = first; r < last; ++r)
-            for (int64_t k = 0; k < kPanelStep; ++k)
-                y[(r - first) * stride + s * kPanelStep + k] =
-                    step.scale[k / 16][r] * static_cast<float>(step.code[k][r]) + step.offset[k / 16][r];
-    }
+    kernels.decode(y, stride, w.block, w.codes.as<const uint8_t>() + panel * w.codes.stride[0], w.in_features() / kPanelStep);
 }
 
 // Rows [begin, end) to `to` [end - begin, in]. kPanels: begin is a multiple of 16.
-void decode_rows(float* to, const Weight& w, int64_t begin, int64_t end, ThreadPool& pool) {
+void decode_rows(float* to, const Weight& w, int64_t begin, int64_t end, ThreadPool& pool, const QuantKernels& kernels) {
     const int64_t in = w.in_features();
     if (w.scheme == Scheme::kPanels) {
         const int64_t panels = (end - begin + kPanelLanes - 1) / kPanelLanes;
         return pool.parallel_for(panels, 1, [&](int64_t first, int64_t last, int) {
             for (int64_t p = first; p < last; ++p)
-                decode_panel_rows(to + p * kPanelLanes * in, in, w, begin / kPanelLanes + p, 0, kPanelLanes);
+                decode_whole_panel(to + p * kPanelLanes * in, in, w, begin / kPanelLanes + p, kernels);
         });
     }
     pool.parallel_for(end - begin, 4, [&](int64_t first, int64_t last, int) {
@@ -185,7 +176,7 @@ void multiply_decoded(const QuantProduct& product, QuantForm form, ThreadPool& p
     for (int64_t begin = 0; begin < out; begin += chunk) {
         const int64_t end = std::min(begin + chunk, out), numbers = (end - begin) * in;
         float* decoded = scratch.shared<float>(pairs ? numbers + numbers / 2 : numbers);
-        decode_rows(decoded, product.w, begin, end, pool);
+        decode_rows(decoded, product.w, begin, end, pool, quant_kernels_of(isa));
         GemmProduct p;
         p.b = {decoded, DType::kF32, in, form == QuantForm::kForward};
         p.m = product.a.dim(0);
@@ -251,17 +242,19 @@ std::vector<HalfOperands> half_operands(std::span<const QuantProduct> products, 
 }
 
 // Blocks [begin, end) of 64 rows of `w`.
-void pack_half_blocks(const HalfOperands& to, const Weight& w, int64_t begin, int64_t end, float* decoded) {
+void pack_half_blocks(const HalfOperands& to, const Weight& w, int64_t begin, int64_t end, float* decoded,
+                      const QuantKernels& kernels) {
     const int64_t in = w.in_features(), panels = kHalfChain / kPanelLanes;
     for (int64_t block = begin; block < end; ++block) {
         const int64_t count = std::min(panels, w.codes.dim(0) - block * panels);
         for (int64_t p = 0; p < count; ++p)
-            decode_panel_rows(decoded + p * kPanelLanes * in, in, w, block * panels + p, 0, kPanelLanes);
+            decode_whole_panel(decoded + p * kPanelLanes * in, in, w, block * panels + p, kernels);
         pack_half_block_avx512(to.b + block * kHalfChain * in, to.b_factors + block, decoded, count * kPanelLanes * in);
     }
 }
 
 void multiply_in_halves(std::span<const QuantProduct> products, ThreadPool& pool, Scratch& scratch) {
+    const QuantKernels& kernels = quant_kernels_of(Isa::kAvx512Fp16);
     constexpr int64_t kRows = 192;  // of a tile
     const std::vector<HalfOperands> operands = half_operands(products, scratch);
     std::vector<HalfTile> tiles;
@@ -275,7 +268,7 @@ void multiply_in_halves(std::span<const QuantProduct> products, ThreadPool& pool
                     pack_half_row_avx512(at.a + r * kHalfChain, at.a_factors + r, m, row_of(p.a, r), k);
             });
         pool.parallel_for(at.blocks, 1, [&](int64_t begin, int64_t end, int thread) {
-            pack_half_blocks(at, p.w, begin, end, scratch.of_thread<float>(thread, kHalfChain * in));
+            pack_half_blocks(at, p.w, begin, end, scratch.of_thread<float>(thread, kHalfChain * in), kernels);
         });
         for (int64_t r = 0; r < m; r += kRows)
             tiles.push_back({p.c.as<float>() + r * p.c.stride[0], p.c.stride[0], at.a + r * kHalfChain, at.a_factors + r, m,
@@ -296,7 +289,10 @@ const QuantKernels& quant_kernels_of(Isa isa) {
 
 void decode_weight_row(float* y, const Weight& w, int64_t row) {
     if (w.scheme != Scheme::kPanels) return decode_row(y, w, row);
-    decode_panel_rows(y, 0, w, row / kPanelLanes, row % kPanelLanes, row % kPanelLanes + 1);
+    const int64_t panel = row / kPanelLanes, lane = row % kPanelLanes;
+    if (is_number_panels(w)) return decode_number_lane(y, w, panel, lane);
+    decode_panel(y, 0, w.block, w.codes.as<const uint8_t>() + panel * w.codes.stride[0], w.in_features() / kPanelStep, lane,
+                 lane + 1);
 }
 
 void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, ThreadPool& pool, Isa isa, Scratch& scratch) {

@@ -248,4 +248,15 @@ void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t s
     unpack_factors(out, type, panel, step);
 }
 
+void decode_panel(float* y, int64_t stride, BlockType type, const uint8_t* panel, int64_t steps, int64_t first, int64_t last) {
+    PanelStep step;
+    for (int64_t s = 0; s < steps; ++s) {
+        unpack_step(step, type, panel, s);
+        for (int64_t r = first; r < last; ++r)
+            for (int64_t k = 0; k < kPanelStep; ++k)
+                y[(r - first) * stride + s * kPanelStep + k] =
+                    step.scale[k / 16][r] * static_cast<float>(step.code[k][r]) + step.offset[k / 16][r];
+    }
+}
+
 }  // namespace fathom

@@ -105,6 +105,9 @@ struct PanelTable {
 // Writes rows [16 panel, 16 panel + 16) of `w` (kBlocks) to `to`, traits_of(w.block).panel_bytes times the blocks of a row.
 void pack_panel(uint8_t* to, const Weight& w, int64_t panel);
 
+// y[r, 0:in] = rows [first, last) of a panel of `steps` steps, `stride` floats apart.
+void decode_panel(float* y, int64_t stride, BlockType type, const uint8_t* panel, int64_t steps, int64_t first, int64_t last);
+
 // One step of a panel as signed integers and factors: number = scale[k / 16] code + offset[k / 16], for each lane.
 struct PanelStep {
     int16_t code[kPanelStep][kPanelLanes];

@@ -181,8 +181,8 @@ void multiply(const PanelTile& tile, uint8_t* scratch) {
 }  // namespace
 
 const QuantKernels& quant_kernels_vnni_avx512(bool fetch_ahead) {
-    static constexpr QuantKernels kPlain{quantize_row_avx512<kStartBits>, multiply<false>},
-        kFetching{quantize_row_avx512<kStartBits>, multiply<true>};
+    static constexpr QuantKernels kPlain{quantize_row_avx512<kStartBits>, multiply<false>, decode_all_rows_avx512},
+        kFetching{quantize_row_avx512<kStartBits>, multiply<true>, decode_all_rows_avx512};
     return fetch_ahead ? kFetching : kPlain;
 }
 
