@@ -55,7 +55,8 @@ __device__ void multiply_keys(const LatentTile& tile, const Bf16* keys, int64_t 
     const int64_t middle = (width + 63) / 64 * 32, end = half == 0 ? min(middle, width) : width;
     float sum[4]{};
     for (int64_t c = half == 0 ? 0 : middle; c < end; c += 32) {
-        uint32_t right[4];  // two steps of 16 channels, of which the second may be behind the end: there the next tile is written
+        uint32_t
+            right[4];  // two steps of 16 channels, of which the second may be behind the end: there the next tile is written
         load_matrices<false>(right, keys + (key + lane % 8) * tile.stride + min(c + lane / 8 * 8, end - 8));
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
