@@ -105,6 +105,9 @@ void stream_panel_vectors(const GemmProduct& p, int64_t m0, int64_t n0) {
         for (int r = 0; r < R; ++r)
             sum[r][j] = p.accumulate ? V::load(p.c + (m0 + r) * p.c_row + n0 + j * V::kLanes) : V::zero();
     }
+    // Behind the end of its panel a chain asks for what it will read next, beyond the panels of the others.
+    const int64_t last = p.k - kAhead / kPanelColumns;
+    const int64_t others = std::max<int64_t>(0, N * V::kLanes / kPanelColumns - 1) * p.b.stride;
     const float* a = p.a + m0 * p.a_row;
     const auto add = [&](int64_t k) {
         std::array<Load, N> line = loads<Load>(from, k * kPanelColumns, std::make_integer_sequence<int, N>{});
@@ -120,7 +123,7 @@ void stream_panel_vectors(const GemmProduct& p, int64_t m0, int64_t n0) {
     int64_t k = 0;
     for (; k + kLine <= p.k; k += kLine) {
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) V::prefetch(from[j] + k * kPanelColumns + kAhead);
+        for (int j = 0; j < N; ++j) V::prefetch(from[j] + k * kPanelColumns + kAhead + (k < last ? 0 : others));
 #pragma GCC unroll 4
         for (int64_t i = 0; i < kLine; i += Load::kDepth) add(k + i);
     }
