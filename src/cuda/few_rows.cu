@@ -34,54 +34,75 @@ __device__ int group_of(const int32_t* offsets, int groups, int64_t row) {
     return -1;
 }
 
-// kRows rows of x at a time, from row blockIdx.y * kRows on. A lane asks for kHeld pieces of the weight's row at once: of a
+// silu(gate) up of sums, both rounded first, as those that are written and read again.
+__device__ __forceinline__ float gated(float gate, float up) {
+    const float g = widen(narrow<Bf16>(gate));
+    return g * (1.0f / (1.0f + expf(-g))) * widen(narrow<Bf16>(up));
+}
+
+// kRows rows of x at a time, from row blockIdx.y * kRows on. kGated: of w = [gate; up] a column of each, whose silu(gate) up is
+// the result. A lane asks for kHeld pieces of the weight's row at once: of a
 // dense product before the kernel ahead has ended, where nothing writes weights (`constant`), so that they arrive while it
 // runs.
-template <int kRows>
+template <int kRows, bool kGated>
 __global__ void __launch_bounds__(kColumnsPerBlock* kWarp)
     few_rows_kernel(const __grid_constant__ Product p, const __grid_constant__ GroupTable table, bool constant) {
-    constexpr int kHeld = 4, kStep = kWarp * kPiece;
+    constexpr int kHeld = 4, kStep = kWarp * kPiece, kColumns = kGated ? 2 : 1;
     const bool early = constant && p.offsets == nullptr;
     if (!early) begin_early();
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + threadIdx.x / kWarp;
+    const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsPerBlock + threadIdx.x / kWarp, columns = p.n / kColumns;
     const int64_t first = static_cast<int64_t>(blockIdx.y) * kRows;
     int group = static_cast<int>(blockIdx.z);
     if (p.offsets != nullptr) group = group_of(p.offsets, p.groups, first);
-    const bool none = column >= p.n || group < 0 || (p.offsets != nullptr && first < p.offsets[0]);
-    uint4 held[kHeld];
-    const auto hold = [&](const Bf16* w, int64_t k) {
+    const bool none = column >= columns || group < 0 || (p.offsets != nullptr && first < p.offsets[0]);
+    uint4 held[kColumns][kHeld];
+    const Bf16* w[kColumns]{};
 #pragma unroll
-        for (int i = 0; i < kHeld; ++i)
-            if (k + i * kStep < p.k) held[i] = __ldg(reinterpret_cast<const uint4*>(w + k + i * kStep));
+    for (int j = 0; j < kColumns; ++j)
+        if (!none) w[j] = static_cast<const Bf16*>(table.matrix[group]) + (column + j * columns) * table.row[group];
+    const auto hold = [&](int64_t k) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+            for (int i = 0; i < kHeld; ++i)
+                if (k + i * kStep < p.k) held[j][i] = __ldg(reinterpret_cast<const uint4*>(w[j] + k + i * kStep));
     };
-    const Bf16* const w = none ? nullptr : static_cast<const Bf16*>(table.matrix[group]) + column * table.row[group];
     int64_t k = lane * kPiece;
-    if (!none) hold(w, k);
+    if (!none) hold(k);
     if (early) {
-        for (int64_t at = k + kHeld * kStep; at < p.k && !none; at += kStep) bring_to_l2(w + at);
+        for (int64_t at = k + kHeld * kStep; at < p.k && !none; at += kStep)
+#pragma unroll
+            for (int j = 0; j < kColumns; ++j) bring_to_l2(w[j] + at);
         begin_early();
     }
     if (none) return;
     const int64_t apart = p.offsets == nullptr ? group : 0;
     const auto* x = static_cast<const Bf16*>(p.a) + apart * p.a_group + first * p.a_m;
-    float sum[kRows]{};
+    float sum[kRows][kColumns]{};
     while (k < p.k) {
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
             const int64_t at = k + i * kStep;
             if (at >= p.k) continue;
 #pragma unroll
-            for (int r = 0; r < kRows; ++r)
-                if (first + r < p.m) multiply_add(sum[r], *reinterpret_cast<const uint4*>(x + r * p.a_m + at), held[i]);
+            for (int r = 0; r < kRows; ++r) {
+                if (first + r >= p.m) continue;
+                const uint4 piece = *reinterpret_cast<const uint4*>(x + r * p.a_m + at);
+#pragma unroll
+                for (int j = 0; j < kColumns; ++j) multiply_add(sum[r][j], piece, held[j][i]);
+            }
         }
         k += kHeld * kStep;
-        hold(w, k);
+        hold(k);
     }
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-        sum[i] = warp_sum(sum[i]);
-        if (lane == i && first + i < p.m) store(p.c, p.c_type, apart * p.c_group + (first + i) * p.c_m + column, sum[i]);
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) sum[r][j] = warp_sum(sum[r][j]);
+        if (lane != r || first + r >= p.m) continue;
+        const float value = kGated ? gated(sum[r][0], sum[r][kColumns - 1]) : sum[r][0];
+        store(p.c, p.c_type, apart * p.c_group + (first + r) * p.c_m + column, value);
     }
 }
 
@@ -157,11 +178,13 @@ bool suits_few_rows(const Product& p, const GroupTable& table) {
     return all;
 }
 
-void run_few_rows(cudaStream_t stream, const char* op, const Product& p, const GroupTable& table, bool constant_weights) {
+void run_few_rows(cudaStream_t stream, const char* op, const Product& p, const GroupTable& table, bool constant_weights,
+                  bool gated) {
     if (p.m == 0 || p.n == 0) return;
     const bool across = p.form == ProductForm::kDgrad;
+    const int64_t columns = gated ? p.n / 2 : p.n;
     const auto launch = [&](auto kernel, int64_t rows) {
-        const dim3 grid(static_cast<unsigned>(ceil_div(p.n, across ? kSpanColumns : kColumnsPerBlock)),
+        const dim3 grid(static_cast<unsigned>(ceil_div(columns, across ? kSpanColumns : kColumnsPerBlock)),
                         static_cast<unsigned>(ceil_div(p.m, rows)),
                         p.offsets == nullptr ? static_cast<unsigned>(p.groups) : 1u);
         launch_early(kernel, grid, kColumnsPerBlock * kWarp, 0, stream, p, table, constant_weights);
@@ -169,13 +192,13 @@ void run_few_rows(cudaStream_t stream, const char* op, const Product& p, const G
     if (across) {
         p.m == 1 ? launch(few_rows_across_kernel<1>, 1) : launch(few_rows_across_kernel<4>, 4);
     } else if (p.m == 1 || p.offsets != nullptr) {
-        launch(few_rows_kernel<1>, 1);
+        launch(gated ? few_rows_kernel<1, true> : few_rows_kernel<1, false>, 1);
     } else if (p.m == 2) {
-        launch(few_rows_kernel<2>, 2);
+        launch(gated ? few_rows_kernel<2, true> : few_rows_kernel<2, false>, 2);
     } else if (p.m <= 4) {
-        launch(few_rows_kernel<4>, 4);
+        launch(gated ? few_rows_kernel<4, true> : few_rows_kernel<4, false>, 4);
     } else {
-        launch(few_rows_kernel<8>, 8);
+        launch(gated ? few_rows_kernel<8, true> : few_rows_kernel<8, false>, 8);
     }
     check_launch(op);
 }

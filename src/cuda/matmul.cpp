@@ -260,8 +260,15 @@ bool run_gated(const Where& where, const char* op, const Tensor& y, const Tensor
     p.groups = static_cast<int>(w.size());
     GroupTable table{};
     for (size_t i = 0; i < w.size(); ++i) put(table, i, w[i]);
-    return p.m > 0 && Plan(where, p, table).kernel == Plan::Kernel::kHopper &&
-           run_hopper_gated(where, p, table, y.data, y.stride[0]);
+    if (p.m == 0) return false;
+    const Plan::Kernel kernel = Plan(where, p, table).kernel;
+    if (kernel != Plan::Kernel::kFewRows)
+        return kernel == Plan::Kernel::kHopper && run_hopper_gated(where, p, table, y.data, y.stride[0]);
+    p.c = y.data;
+    p.c_type = y.dtype;
+    p.c_m = y.stride[0];
+    run_few_rows(where.stream, op, p, table, where.constant_weights, true);
+    return true;
 }
 
 void by_head(const Where& where, const char* op, ProductForm form, const Tensor& c, const Tensor& a,

@@ -76,7 +76,9 @@ void run_tensor_product(cudaStream_t stream, const char* op, const Product& prod
 // y = x w^T (of heads also y = x w) of so few rows that reading the weights is all the work: bf16, f32 sums in an order of
 // their own. Constant weights are read before the kernel ahead has ended.
 [[nodiscard]] bool suits_few_rows(const Product& product, const GroupTable& table);
-void run_few_rows(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, bool constant_weights);
+// `gated`: the product is [gate | up], and c [m, n / 2] becomes silu(gate) up of both rounded to bf16.
+void run_few_rows(cudaStream_t stream, const char* op, const Product& product, const GroupTable& table, bool constant_weights,
+                  bool gated = false);
 
 // y = x w^T of few columns and no more than a few thousand rows: bf16, f32 sums in an order of their own.
 [[nodiscard]] bool suits_few_columns(const Product& product, const GroupTable& table);
