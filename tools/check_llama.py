@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""fathom against llama.cpp on the same GGUF files, both ways: check_llama.py FATHOM [MODEL] [--text FILE] [--json FILE].
+"""fathom against llama.cpp on the same GGUF files, both ways: check_llama.py FATHOM [MODEL] [--text FILE ...] [--json FILE].
 
 Needs the PyPI packages llama-cpp-python (llama.cpp's own C interface), numpy and safetensors; without the first it says SKIP and ends well.
 
   files      `fathom quantize` writes each type, and llama.cpp's own quantizer writes it once more from fathom's F32 file; both programs read both
   greedy     64 tokens behind each of 8 prompts from F32 files must be the same ids
-  logits     of every position of the text in windows of 256 tokens. "exact" is the file's numbers in F32 (`fathom dump --dtype f32`), which needs no
+  texts      by default the two held-out story corpora beside the checkout, which the bundled model was made for, where they are
+  logits     of every position of a text in windows of 256 tokens. "exact" is the file's numbers in F32 (`fathom dump --dtype f32`), which needs no
              rounding of activations. Agreement is of the most likely token, KL is of the first from the second, in nats
+  unpacked   the file that llama.cpp's own code makes of a quantized one, all of F32, in llama.cpp against "exact": do both read the same weights?
+  absorbed   the attention that fathom decodes with, and llama.cpp always
   itself     llama.cpp with a cache of F16 (its default) against a cache of F32, and token by token against whole windows: what rounding
              alone does to this model
 
-Fails when greedy tokens differ, when F32 files agree on less than 99.9 %, when fathom lies more than 1.5 times as far from exact as llama.cpp does, or
+Fails when greedy tokens differ, when F32 or unpacked files agree on less than 99.9 %, when fathom lies more than 1.5 times as far from exact as llama.cpp does, or
 when, of tokens that exact prefers by more than half a nat, less than 99 % agree.
 """
 import argparse
@@ -31,6 +34,8 @@ except ImportError as error:
     sys.exit(0)
 
 WINDOW, PROMPTS, NEW_TOKENS, CLEAR = 256, 8, 64, 0.5
+CORPORA = Path(__file__).resolve().parents[2] / "shared/data/corpora/stories"
+TEXTS = ["stories-victorian.valid.txt.xz", "stories-simple.valid.txt.xz"]
 FTYPES = {"f32": 0, "q4_0": 2, "q8_0": 7, "q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}  # llama.h, LLAMA_FTYPE_*
 
 
@@ -120,10 +125,15 @@ class Check:
         if not by_llama:
             self.ours("quantize", self.model, path, "--type", kind)
             return path
+        return self.requantized(self.folder / "f32-fathom.gguf", path, kind)
+
+    def requantized(self, source, path, kind):
+        """`source` as llama.cpp's own quantizer reads it and writes it again."""
         params = lc.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.allow_requantize = FTYPES[kind], 2, True
-        status = lc.llama_model_quantize(str(self.folder / "f32-fathom.gguf").encode(), str(path).encode(), ctypes.byref(params))
-        self.require(status == 0, f"llama.cpp's quantizer reads fathom's F32 file and writes {kind}")
+        status = lc.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
+        if status != 0:
+            raise SystemExit(f"FAILED: llama.cpp's quantizer does not make {kind} of {source.name}")
         return path
 
     def logits(self, path, ids, *options):
@@ -143,8 +153,10 @@ class Check:
         self.require(same == len(prompts), f"{path.name}: the same greedy tokens")
         return same
 
-    def measure(self, path, kind, ids):
-        exact, ours = self.logits(path, ids, "--dtype", "f32"), self.logits(path, ids)
+    def measure(self, path, kind, ids, text):
+        exact, ours, absorbed = self.logits(path, ids, "--dtype", "f32"), self.logits(path, ids), self.logits(path, ids, "--path", "absorbed")
+        with Llama(self.requantized(path, self.folder / "unpacked.gguf", "f32"), f32_cache=True) as llama:
+            unpacked = log_softmax(llama.logits(ids))
         few = ids[:4]
         with Llama(path, f32_cache=False) as llama:
             default = log_softmax(llama.logits(ids))
@@ -152,41 +164,47 @@ class Check:
             theirs, single = log_softmax(llama.logits(ids)), log_softmax(llama.logits(few, one_by_one=True))
         top = np.sort(exact, -1)
         clear = top[..., -1] - top[..., -2] > CLEAR
-        row = {"file": path.name, "positions": int(ids.size)}
-        pairs = {"ours, exact": (exact, ours), "llama.cpp, exact": (exact, theirs), "ours, llama.cpp": (theirs, ours), "ours, llama.cpp F16 cache": (default, ours),
-                 "llama.cpp F16, F32 cache": (default, theirs), "llama.cpp one by one, at once": (theirs[:len(few)], single)}
+        row = {"file": path.name, "text": text, "positions": int(ids.size)}
+        pairs = {"llama.cpp unpacked, exact": (exact, unpacked), "ours, exact": (exact, ours), "llama.cpp, exact": (exact, theirs), "ours, llama.cpp": (theirs, ours), "ours, llama.cpp F16 cache": (default, ours),
+                 "ours absorbed, llama.cpp": (theirs, absorbed), "exact, llama.cpp": (theirs, exact), "llama.cpp F16, F32 cache": (default, theirs), "llama.cpp one by one, at once": (theirs[:len(few)], single)}
         for name, (first, second) in pairs.items():
             row[name] = compare(first, second)
         row["clear"] = float(clear.mean())
         row["ours, llama.cpp where clear"] = float((ours.argmax(-1) == theirs.argmax(-1))[clear].mean())
         self.rows.append(row)
-        print(f"{path.name}, {row['positions']} positions")
+        print(f"{path.name}, {row['positions']} positions of {text}")
         for name in pairs:
             print(f"  {name:32} {100 * row[name][0]:7.2f} %   KL {row[name][1]:.2e}")
         print(f"  {'ours, llama.cpp where clear':32} {100 * row['ours, llama.cpp where clear']:7.2f} %   of the {100 * row['clear']:.0f} % that exact prefers by {CLEAR}", flush=True)
+        self.require(row["llama.cpp unpacked, exact"][0] >= 0.999, f"{path.name}, {text}: the same weights read from it")
         if kind == "f32":
-            self.require(row["ours, llama.cpp"][0] >= 0.999, f"{path.name}: the same most likely token")
+            self.require(row["ours, llama.cpp"][0] >= 0.999, f"{path.name}, {text}: the same most likely token")
         else:
-            self.require(row["ours, exact"][1] <= 1.5 * row["llama.cpp, exact"][1], f"{path.name}: as near to exact as llama.cpp")
-            self.require(row["ours, llama.cpp where clear"] >= 0.99, f"{path.name}: the same most likely token where it is clear")
+            self.require(row["ours, exact"][1] <= 1.5 * row["llama.cpp, exact"][1], f"{path.name}, {text}: as near to exact as llama.cpp")
+            self.require(row["ours, llama.cpp where clear"] >= 0.99, f"{path.name}, {text}: the same most likely token where it is clear")
 
 
-def text_of(check, options):
-    """The text, or where none is given what the model itself writes from fixed seeds."""
-    if options.text:
-        opened = lzma.open if options.text.endswith(".xz") else open
-        with opened(options.text, "rt", encoding="utf-8") as file:
+def text_of(check, options, path):
+    """The text, or of no path what the model itself writes from fixed seeds."""
+    if path:
+        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
             return file.read(8 * options.tokens)
-    print("no --text: what the model itself writes")
+    print("no held-out text: what the model itself writes")
     return "\n".join(check.ours("generate", check.model, "--prompt", "Once upon a time", "-n", WINDOW, "--seed", seed, "--ignore-eos") for seed in range(options.tokens // WINDOW + 1))
+
+
+def ids_of(check, options, path):
+    """[windows, WINDOW] token ids."""
+    done = subprocess.run([options.fathom, "tokenize", options.model], input=text_of(check, options, path), capture_output=True, encoding="utf-8", check=True)
+    return np.array(done.stdout.split(), np.int32)[:options.tokens // WINDOW * WINDOW].reshape(-1, WINDOW)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fathom")
     parser.add_argument("model", nargs="?", default="models/stories")
-    parser.add_argument("--text", help="held-out text, also .xz")
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--text", type=Path, action="append", help="held-out text, also .xz; may come again (default: the story corpora beside the checkout)")
+    parser.add_argument("--tokens", type=int, default=7168, help="of each text")
     parser.add_argument("--types", default="q8_0,q6_k,q4_k,q4_0")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", help="a file for all figures")
@@ -196,17 +214,15 @@ def main():
     lc.llama_log_set(quiet, None)
     with tempfile.TemporaryDirectory() as folder:
         check = Check(options.fathom, options.model, Path(folder), options.threads)
-        (check.folder / "text").write_text(text_of(check, options), encoding="utf-8")
-        with open(check.folder / "text", encoding="utf-8") as file:
-            done = subprocess.run([options.fathom, "tokenize", options.model], stdin=file, capture_output=True, text=True, check=True)
-        ids = np.array(done.stdout.split(), np.int32)[:options.tokens // WINDOW * WINDOW].reshape(-1, WINDOW)
-        prompts = [window[:16 + 8 * i].tolist() for i, window in enumerate(ids[:PROMPTS])]
+        texts = options.text or [CORPORA / name for name in TEXTS if (CORPORA / name).exists()] or [None]
+        ids = {path.name if path else "its own": ids_of(check, options, path) for path in texts}
         for kind in ["f32", *options.types.split(",")]:
             for by_llama in (False, True):
                 path = check.write(kind, by_llama)
-                if kind == "f32":
-                    check.greedy(path, prompts)
-                check.measure(path, kind, ids)
+                for text, windows in ids.items():
+                    if kind == "f32":
+                        check.greedy(path, [window[:16 + 8 * i].tolist() for i, window in enumerate(windows[:PROMPTS])])
+                    check.measure(path, kind, windows, text)
         if options.json:
             Path(options.json).write_text(json.dumps({"llama_cpp_python": lc.__version__, "rows": check.rows, "failures": check.failures}, indent=1) + "\n")
     sys.exit(1 if check.failures else 0)
