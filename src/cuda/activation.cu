@@ -6,12 +6,11 @@
 #include "cuda/device.cuh"
 #include "cuda/packed_loop.cuh"
 #include "cuda/softmax.cuh"
+#include "cuda/swiglu.cuh"
 
 namespace fathom {
 namespace cuda {
 namespace {
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <class T>
 struct SwiGlu {
@@ -23,7 +22,7 @@ struct SwiGlu {
         load_pack(g, gate.at(i) + c);
         load_pack(u, up.at(i) + c);
 #pragma unroll
-        for (int j = 0; j < kCount; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
+        for (int j = 0; j < kCount; ++j) g[j] = swiglu(g[j], u[j]);
         store_pack(y.at(i) + c, g);
     }
 };

@@ -1,9 +1,10 @@
-// Products of one to eight rows with weights, y = x w^T (and y = x w of heads): bound by reading the weights once. A warp has
-// one column of the result: its lanes read 16 bytes each of the weight's row, neighbours side by side, several such pieces
-// ahead, and of the rows of x, which stay in L1. Experts: one row of the result at a time, whose expert is found in the
+// Products of one to eight rows with weights, y = x w^T (its SwiGLU, and y = x w of heads): bound by reading the weights once.
+// A warp has one column of the result: its lanes read 16 bytes each of the weight's row, neighbours side by side, several such
+// pieces ahead, and of the rows of x, which stay in L1. Experts: one row of the result at a time, whose expert is found in the
 // offsets; weights that several rows share come from L2. 2 m n k FLOP; bytes 2 n k per matrix.
 #include "cuda/device.cuh"
 #include "cuda/products.h"
+#include "cuda/swiglu.cuh"
 
 namespace fathom::cuda {
 namespace {
@@ -34,16 +35,9 @@ __device__ int group_of(const int32_t* offsets, int groups, int64_t row) {
     return -1;
 }
 
-// silu(gate) up of sums, both rounded first, as those that are written and read again.
-__device__ __forceinline__ float gated(float gate, float up) {
-    const float g = widen(narrow<Bf16>(gate));
-    return g * (1.0f / (1.0f + expf(-g))) * widen(narrow<Bf16>(up));
-}
-
-// kRows rows of x at a time, from row blockIdx.y * kRows on. kGated: of w = [gate; up] a column of each, whose silu(gate) up is
-// the result. A lane asks for kHeld pieces of the weight's row at once: of a
-// dense product before the kernel ahead has ended, where nothing writes weights (`constant`), so that they arrive while it
-// runs.
+// kRows rows of x at a time, from row blockIdx.y * kRows on; kGated: of w = [gate; up] a column of each, whose silu(gate) up is
+// the result. A lane asks for kHeld pieces of the weight's row at once: of a dense product before the kernel ahead has ended,
+// where nothing writes weights (`constant`), so that they arrive while it runs.
 template <int kRows, bool kGated>
 __global__ void __launch_bounds__(kColumnsPerBlock* kWarp)
     few_rows_kernel(const __grid_constant__ Product p, const __grid_constant__ GroupTable table, bool constant) {
@@ -101,7 +95,7 @@ __global__ void __launch_bounds__(kColumnsPerBlock* kWarp)
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) sum[r][j] = warp_sum(sum[r][j]);
         if (lane != r || first + r >= p.m) continue;
-        const float value = kGated ? gated(sum[r][0], sum[r][kColumns - 1]) : sum[r][0];
+        const float value = kGated ? swiglu_of_sums(sum[r][0], sum[r][kColumns - 1]) : sum[r][0];
         store(p.c, p.c_type, apart * p.c_group + (first + r) * p.c_m + column, value);
     }
 }

@@ -18,6 +18,7 @@
 #include "cuda/hopper_ptx.cuh"
 #include "cuda/hopper_schedule.cuh"
 #include "cuda/hopper_store.cuh"
+#include "cuda/swiglu.cuh"
 
 namespace fathom::hopper {
 
@@ -156,17 +157,13 @@ __device__ __forceinline__ void store_tile(float* out, int64_t out_row, const fl
     }
 }
 
-// silu(gate) up of sums [gate | up], rounded as if both had been stored in between.
+// silu(gate) up of sums [gate | up].
 template <int kCount>
 __device__ __forceinline__ void store_gated(__nv_bfloat16* out, int64_t out_row, const float (&sums)[kCount], uint32_t staging,
                                             int rows, int columns) {
     float result[(kCount / 2 + 7) / 8 * 8] = {};  // store_rows takes multiples of 16 columns
 #pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) {
-        const float gate = __bfloat162float(__float2bfloat16(sums[i])),
-                    up = __bfloat162float(__float2bfloat16(sums[kCount / 2 + i]));
-        result[i] = gate * (1.0f / (1.0f + expf(-gate))) * up;
-    }
+    for (int i = 0; i < kCount / 2; ++i) result[i] = cuda::swiglu_of_sums(sums[i], sums[kCount / 2 + i]);
     store_rows(out, out_row, result, staging, rows, min(columns, kCount));
 }
 
