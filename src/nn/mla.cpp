@@ -104,7 +104,10 @@ Tensor Mla::forward(Context& cx, const Tensor& x, const Batch& batch, const Laye
         });
 
     const Tensor o = cx.empty({n, h, d_v}, keep), lse = cx.empty_precise({n, h}, keep);
-    const auto attend_many = [&] { attend_expanded(cx, many.of(o), many.of(lse), many.of(q), keys, many.spans); };
+    const auto attend_many = [&] {  // o = softmax(scale RoPE(q) [k_n | k_r]^T) v; q is rotated
+        cx.ops.attention(many.of(o), many.of(lse), many.of(q), keys.nope, keys.rope, keys.value, many.spans,
+                         config_.softmax_scale);
+    };
     const auto attend_few = [&] {
         attend_absorbed(cx, few.of(o), few.of(lse), q_latent, cache != nullptr ? cache->states[0] : Weight(few.of(c_kv)),
                         few.runs);
@@ -161,12 +164,6 @@ Mla::Expanded Mla::expanded_keys(Context& cx, const Tensor& c_kv, const Sequence
     return {channels(kv, 0, d_n), all.slice(1, c, all.dim(1)), channels(kv, d_n, d_n + d_v)};
 }
 
-// o = softmax(scale RoPE(q) [k_n | k_r]^T) v. q is rotated.
-void Mla::attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Expanded& keys,
-                          const Spans& spans) const {
-    cx.ops.attention(o, lse, q, keys.nope, keys.rope, keys.value, spans, config_.softmax_scale);
-}
-
 // [q_n W_UK | RoPE(q_r)] per head: queries in the latent space. q [n, h, d_n + d_r] -> [n, h, c_kv + d_r].
 Tensor Mla::absorbed(Context& cx, const Tensor& q, const Tensor& rope) const {
     const int64_t n = q.dim(0), h = q.dim(1), c = config_.kv_lora_rank, d_n = config_.qk_nope_head_dim,
@@ -180,8 +177,8 @@ Tensor Mla::absorbed(Context& cx, const Tensor& q, const Tensor& rope) const {
     return q_latent;
 }
 
-// The same function as attend_expanded, with W_UK moved to the query and W_UV to the output: keys are the latents themselves,
-// values their first c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
+// The same function as attention to expanded keys, with W_UK moved to the query and W_UV to the output: keys are the latents
+// themselves, values their first c_kv channels. c_kv: rows [keys, c_kv + d_r], or a cache's pages.
 void Mla::attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q_latent, const Weight& c_kv,
                           std::span<const SequenceRun> runs) const {
     const Tensor u = cx.empty({q_latent.dim(0), q_latent.dim(1), config_.kv_lora_rank});

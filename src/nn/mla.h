@@ -71,8 +71,6 @@ private:
     [[nodiscard]] Tensor latents(Context& cx, const Tensor& kv_a, const Tensor& rope, bool keep) const;
     [[nodiscard]] Expanded expanded_keys(Context& cx, const Tensor& c_kv, const SequenceGroup& group,
                                          const LayerCache* cache) const;
-    void attend_expanded(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q, const Expanded& keys,
-                         const Spans& spans) const;
     [[nodiscard]] Tensor absorbed(Context& cx, const Tensor& q, const Tensor& rope) const;
     void attend_absorbed(Context& cx, const Tensor& o, const Tensor& lse, const Tensor& q_latent, const Weight& c_kv,
                          std::span<const SequenceRun> runs) const;
