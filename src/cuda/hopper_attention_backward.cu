@@ -7,8 +7,11 @@
 // compute S and dP: 1152 instead of 832 multiply-adds per pair, but no sum is shared between blocks, so there is nothing to
 // order. lse and delta are first brought into rows of whole tiles, with lse = infinity (P = 0) behind a sequence's end.
 // Measured: docs/performance.md, "Hopper kernels".
+#include <algorithm>
+
 #include "base/error.h"
 #include "cuda/hopper_attention.h"
+#include "cuda/hopper_attention_tiles.cuh"
 #include "cuda/hopper_launch.h"
 #include "cuda/hopper_ptx.cuh"
 #include "cuda/hopper_softmax.cuh"
@@ -18,7 +21,6 @@ namespace fathom::hopper {
 
 namespace {
 
-constexpr int kTile = 128;                                                                     // rows that a block owns
 constexpr int kQueryStep = 32, kKeyStep = 64;                                                  // of the walks
 constexpr int kKeyBoxes = 3, kValueBoxes = 2;                                                  // 64 channels each
 constexpr int kTileBox = kTile * 128, kQueryBox = kQueryStep * 128, kKeyBox = kKeyStep * 128;  // bytes
@@ -26,16 +28,13 @@ constexpr int kThreads = 3 * kWarpgroup, kConsumerWarps = 2 * kWarpgroup / kWarp
 constexpr int kKeyStages = 3, kQueryStages = 4;
 
 struct Params {
-    const int32_t* cu_q;
-    const int32_t* cu_k;
-    int32_t* q_tiles;  // [sequences + 1]: tiles of queries before each sequence
-    int32_t* k_tiles;
+    TilePlan q_plan, k_plan;
     float* lse;  // [heads][q_bound * 128], base 2, by tiles
     float* delta;
     float* dk_rope;  // [m, heads, 64], before the sum over heads; absent with 192-wide keys
     HeadTensor dq, dk, dv;
     int64_t row_stride;  // of lse, delta: from head to head
-    int heads, sequences;
+    int heads;
     float scale, scale_log2;
 };
 struct Maps {
@@ -43,56 +42,34 @@ struct Maps {
 };
 
 // ---- preparation -----------------------------------------------------------------------------------------------------------
-__global__ void plan_kernel(const Params p) {
-    const int lane = lane_id();
-    const int32_t* cu = threadIdx.x < kWarp ? p.cu_q : p.cu_k;
-    int32_t* tiles = threadIdx.x < kWarp ? p.q_tiles : p.k_tiles;
-    int before = 0;
-    for (int base = 0; base < p.sequences; base += kWarp) {
-        const int i = base + lane;
-        const int own = i < p.sequences ? (cu[i + 1] - cu[i] + kTile - 1) / kTile : 0;
-        int end = own;
-#pragma unroll
-        for (int step = 1; step < kWarp; step *= 2) {
-            const int other = __shfl_up_sync(0xffffffffU, end, step);
-            if (lane >= step) end += other;
-        }
-        if (i < p.sequences) tiles[i] = before + end - own;
-        before += __shfl_sync(0xffffffffU, end, kWarp - 1);
-    }
-    if (lane == 0) tiles[p.sequences] = before;
+__global__ void plan_kernel(const Params p) { count_tiles(threadIdx.x < kWarp ? p.q_plan : p.k_plan); }
+
+__device__ Tile tile_at(const Params& p, const TilePlan& plan, int at) {
+    const int own = sequence_of(plan, at), first_q = p.q_plan.cu[own], first_k = p.k_plan.cu[own];
+    return {.first_q = first_q,
+            .queries = p.q_plan.cu[own + 1] - first_q,
+            .first_k = first_k,
+            .keys = p.k_plan.cu[own + 1] - first_k,
+            .first_row = p.q_plan.before[own] * kTile,
+            .index = at - plan.before[own],
+            .tiles = plan.before[own + 1] - plan.before[own]};
 }
-
-struct Tile {
-    int first_q, queries, first_k, keys;
-    int first_row;                                                          // where the sequence's rows of lse and delta begin
-    int index;                                                              // of the tile in its sequence
-    int tiles;                                                              // of the sequence
-    [[nodiscard]] __device__ int offset() const { return keys - queries; }  // query i sees keys up to i + offset
-};
-
-// False behind the last tile.
-__device__ bool find_tile(const Params& p, const int32_t* tiles, int at, Tile& t) {
-    if (at >= tiles[p.sequences]) return false;
-    int low = 0, high = p.sequences;
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (tiles[middle] <= at ? low : high) = middle;
-    }
-    t.first_q = p.cu_q[low];
-    t.queries = p.cu_q[low + 1] - t.first_q;
-    t.first_k = p.cu_k[low];
-    t.keys = p.cu_k[low + 1] - t.first_k;
-    t.first_row = p.q_tiles[low] * kTile;
-    t.index = at - tiles[low];
-    t.tiles = tiles[low + 1] - tiles[low];
+// What this block has; false behind the last tile.
+__device__ bool next_tile(const Params& p, const TilePlan& plan, Tile& t, int& head) {
+    const int total = plan.before[plan.sequences], block = static_cast<int>(blockIdx.x);
+    if (block >= total * plan.heads) return false;
+    const int at = plan.order[block];
+    head = at / total;
+    t = tile_at(p, plan, at % total);
     return true;
 }
 
-// One warp per row: lse in base 2 and delta, by tiles.
+// The order of the blocks behind this kernel; and, one warp per row, lse in base 2 and delta, by tiles.
 __global__ void rows_kernel(const Params p, const HeadTensor o, const HeadTensor dout, const float* lse) {
-    Tile t{};
-    if (!find_tile(p, p.q_tiles, static_cast<int>(blockIdx.x), t)) return;
+    const int tile = static_cast<int>(blockIdx.x);
+    if (blockIdx.y == 0 && threadIdx.x < 2 * kWarp) order_tile(threadIdx.x < kWarp ? p.q_plan : p.k_plan, tile);
+    if (tile >= p.q_plan.before[p.q_plan.sequences]) return;
+    const Tile t = tile_at(p, p.q_plan, tile);
     const int head = static_cast<int>(blockIdx.y), lane = lane_id();
     for (int r = static_cast<int>(threadIdx.x) / kWarp; r < kTile; r += static_cast<int>(blockDim.x) / kWarp) {
         const int row = t.index * kTile + r;
@@ -285,9 +262,10 @@ __device__ void consume_queries(KeyShared& shared, const Params& p, const Tile& 
 __global__ void __launch_bounds__(kThreads, 1) key_gradients_kernel(const __grid_constant__ Maps maps, const Params p) {
     extern __shared__ uint8_t raw[];
     KeyShared& shared = *reinterpret_cast<KeyShared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
+    allow_next_launch();
     Tile t{};
-    const int head = static_cast<int>(blockIdx.y);
-    if (!find_tile(p, p.k_tiles, static_cast<int>(blockIdx.x), t)) return;
+    int head = 0;
+    if (!next_tile(p, p.k_plan, t, head)) return;
     if (threadIdx.x == 0) {
         barrier_init(smem_address(&shared.resident), 1);
         for (int i = 0; i < kQueryStages; ++i) {
@@ -318,7 +296,8 @@ struct QueryShared {
 };
 static_assert(sizeof(QueryShared) + 1024 <= 227 * 1024);
 
-__device__ int visible_keys(const Tile& t) { return min((t.index + 1) * kTile, t.queries) + t.offset(); }
+// Of the tile's first `rows` queries.
+__device__ int visible_keys(const Tile& t, int rows) { return min(t.index * kTile + rows, t.queries) + t.offset(); }
 
 __device__ __forceinline__ void produce_keys(QueryShared& shared, const Maps& maps, const Params& p, const Tile& t, int head) {
     const uint32_t resident = smem_address(&shared.resident);
@@ -329,7 +308,7 @@ __device__ __forceinline__ void produce_keys(QueryShared& shared, const Maps& ma
         load_boxes<kValueBoxes>(smem_address(shared.dout) + part * 128, kTileBox, &maps.dout, resident, query, head);
     }
     Ring<kKeyStages> ring;
-    for (int key = 0; key < visible_keys(t); key += kKeyStep, ring.advance()) {
+    for (int key = 0; key < visible_keys(t, kTile); key += kKeyStep, ring.advance()) {
         barrier_wait(smem_address(&shared.empty[ring.stage]), ring.parity ^ 1);
         const uint32_t full = smem_address(&shared.full[ring.stage]);
         barrier_expect(full, (kKeyBoxes + kValueBoxes) * kKeyBox);
@@ -352,7 +331,8 @@ __device__ void consume_keys(QueryShared& shared, const Params& p, const Tile& t
     pin_registers(dq);
     barrier_wait(smem_address(&shared.resident), 0);
     Ring<kKeyStages> ring;
-    for (int key = 0; key < visible_keys(t); key += kKeyStep, ring.advance()) {
+    const int visible = visible_keys(t, 64 * (warpgroup + 1));  // of the last step the first warpgroup may see none
+    for (int key = 0; key < visible; key += kKeyStep, ring.advance()) {
         const uint32_t k = smem_address(shared.k[ring.stage]), v = smem_address(shared.v[ring.stage]);
         barrier_wait(smem_address(&shared.full[ring.stage]), ring.parity);
         issue_scores<kKeyStep, kKeyBoxes>(s, q, kTileBox, k, kKeyBox);
@@ -380,13 +360,14 @@ __device__ void consume_keys(QueryShared& shared, const Params& p, const Tile& t
                smem_address(shared.staging[warp]), t.queries - first, 192);
 }
 
+// Needs nothing of key_gradients_kernel, and begins where that leaves multiprocessors free.
 __global__ void __launch_bounds__(kThreads, 1) query_gradients_kernel(const __grid_constant__ Maps maps, const Params p) {
     extern __shared__ uint8_t raw[];
     QueryShared& shared = *reinterpret_cast<QueryShared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
     Tile t{};
-    const int head = static_cast<int>(blockIdx.y);
-    if (!find_tile(p, p.q_tiles, static_cast<int>(blockIdx.x), t)) return;
-    t.index = t.tiles - 1 - t.index;  // the longest first
+    int head = 0;
+    if (!next_tile(p, p.q_plan, t, head)) return;
+    t.index = t.tiles - 1 - t.index;  // the last queries walk over the most keys
     if (threadIdx.x == 0) {
         barrier_init(smem_address(&shared.resident), 1);
         for (int i = 0; i < kKeyStages; ++i) {
@@ -398,7 +379,9 @@ __global__ void __launch_bounds__(kThreads, 1) query_gradients_kernel(const __gr
     __syncthreads();
     if (threadIdx.x < kWarpgroup) {
         shrink_registers<40>();
-        if (threadIdx.x < kWarp && elect_one()) produce_keys(shared, maps, p, t, head);
+        if (threadIdx.x >= kWarp || !elect_one()) return;
+        produce_keys(shared, maps, p, t, head);
+        wait_for_earlier_launch();  // this kernel's end is the other's too
     } else {
         grow_registers<232>();
         consume_keys(shared, p, t, head);
@@ -420,14 +403,16 @@ CUtensorMap encode_heads(const HeadTensor& t, int64_t width, int64_t rows, int64
 
 // Where the parts of the workspace begin, in bytes; multiples of 128.
 struct Layout {
-    int64_t q_tiles = 0, k_tiles, lse, delta, dk_rope, total;
+    int64_t q_tiles = 0, k_tiles, q_order, k_order, lse, delta, dk_rope, total;
     int64_t q_bound, k_bound;  // tiles at most
     explicit Layout(const Attention& a) {
         const auto round = [](int64_t bytes) { return (bytes + 127) / 128 * 128; };
         q_bound = (a.n + kTile - 1) / kTile + a.sequences;
         k_bound = (a.m + kTile - 1) / kTile + a.sequences;
-        k_tiles = round((a.sequences + 1) * 4);
-        lse = k_tiles + round((a.sequences + 1) * 4);
+        k_tiles = round((a.sequences + 2) * 4);
+        q_order = k_tiles + round((a.sequences + 2) * 4);
+        k_order = q_order + round(a.heads * q_bound * 4);
+        lse = k_order + round(a.heads * k_bound * 4);
         delta = lse + a.heads * q_bound * kTile * 4;
         dk_rope = delta + a.heads * q_bound * kTile * 4;
         total = dk_rope + (a.k_shared != nullptr ? a.m * a.heads * 64 * 4 : 0);
@@ -452,10 +437,15 @@ void attention_backward(const Attention& a, const AttentionGradients& g, cudaStr
     maps.k_shared =
         shared_key ? encode({.base = a.k_shared, .size_x = 64, .size_y = a.m, .stride_y = a.k_shared_row, .box_y = kKeyStep})
                    : maps.k;
-    const Params p{.cu_q = a.cu_q,
-                   .cu_k = a.cu_k,
-                   .q_tiles = reinterpret_cast<int32_t*>(base),
-                   .k_tiles = reinterpret_cast<int32_t*>(base + layout.k_tiles),
+    const auto plan = [&](const int32_t* cu, int64_t before, int64_t order) {
+        return TilePlan{.cu = cu,
+                        .before = reinterpret_cast<int32_t*>(base + before),
+                        .order = reinterpret_cast<int32_t*>(base + order),
+                        .heads = static_cast<int>(a.heads),
+                        .sequences = static_cast<int>(a.sequences)};
+    };
+    const Params p{.q_plan = plan(a.cu_q, layout.q_tiles, layout.q_order),
+                   .k_plan = plan(a.cu_k, layout.k_tiles, layout.k_order),
                    .lse = reinterpret_cast<float*>(base + layout.lse),
                    .delta = reinterpret_cast<float*>(base + layout.delta),
                    .dk_rope = shared_key ? reinterpret_cast<float*>(base + layout.dk_rope) : nullptr,
@@ -464,17 +454,17 @@ void attention_backward(const Attention& a, const AttentionGradients& g, cudaStr
                    .dv = g.dv,
                    .row_stride = layout.q_bound * kTile,
                    .heads = static_cast<int>(a.heads),
-                   .sequences = static_cast<int>(a.sequences),
                    .scale = static_cast<float>(a.scale),
                    .scale_log2 = static_cast<float>(a.scale) * kLog2E};
-    const dim3 query_grid(static_cast<unsigned>(layout.q_bound), static_cast<unsigned>(a.heads));
-    const dim3 key_grid(static_cast<unsigned>(layout.k_bound), static_cast<unsigned>(a.heads));
+    const auto grid = [](int64_t blocks, int64_t y = 1) {
+        return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(y));
+    };
     allow_shared_memory(reinterpret_cast<const void*>(key_gradients_kernel), sizeof(KeyShared) + 1024);
     allow_shared_memory(reinterpret_cast<const void*>(query_gradients_kernel), sizeof(QueryShared) + 1024);
     plan_kernel<<<1, 2 * kWarp, 0, stream>>>(p);
-    rows_kernel<<<query_grid, 256, 0, stream>>>(p, a.o, g.dout, a.lse);
-    key_gradients_kernel<<<key_grid, kThreads, sizeof(KeyShared) + 1024, stream>>>(maps, p);
-    query_gradients_kernel<<<query_grid, kThreads, sizeof(QueryShared) + 1024, stream>>>(maps, p);
+    rows_kernel<<<grid(std::max(layout.q_bound, layout.k_bound), a.heads), 256, 0, stream>>>(p, a.o, g.dout, a.lse);
+    key_gradients_kernel<<<grid(layout.k_bound * a.heads), kThreads, sizeof(KeyShared) + 1024, stream>>>(maps, p);
+    launch_early(query_gradients_kernel, grid(layout.q_bound * a.heads), kThreads, sizeof(QueryShared) + 1024, stream, maps, p);
     if (shared_key)
         sum_heads_kernel<<<static_cast<unsigned>((a.m * 64 + 255) / 256), 256, 0, stream>>>(
             static_cast<__nv_bfloat16*>(g.dk_shared), g.dk_shared_row, p.dk_rope, a.m, p.heads);
