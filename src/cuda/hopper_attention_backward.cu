@@ -34,7 +34,6 @@ struct Params {
     float* dk_rope;  // [m, heads, 64], before the sum over heads; absent with 192-wide keys
     HeadTensor dq, dk, dv;
     int64_t row_stride;  // of lse, delta: from head to head
-    int heads;
     float scale, scale_log2;
 };
 struct Maps {
@@ -85,7 +84,7 @@ __global__ void rows_kernel(const Params p, const HeadTensor o, const HeadTensor
             const float2 b0 = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&b.x));
             const float2 b1 = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&b.y));
             sum = a0.x * b0.x + a0.y * b0.y + a1.x * b1.x + a1.y * b1.y;
-            value = lse[at * p.heads + head] * kLog2E;
+            value = lse[at * p.q_plan.heads + head] * kLog2E;
         }
 #pragma unroll
         for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, step);
@@ -252,7 +251,7 @@ __device__ void consume_queries(KeyShared& shared, const Params& p, const Tile& 
     for (int side = 0; side < 2; ++side) {
         const int r = lane_id() / 4 + 8 * side;
         if (r >= rows) continue;
-        float* to = p.dk_rope + (int64_t{t.first_k + first + r} * p.heads + head) * 64 + 2 * (lane_id() % 4);
+        float* to = p.dk_rope + (int64_t{t.first_k + first + r} * p.q_plan.heads + head) * 64 + 2 * (lane_id() % 4);
 #pragma unroll
         for (int j = 0; j < 8; ++j)
             *reinterpret_cast<float2*>(to + 8 * j) = float2{dk[64 + 4 * j + 2 * side], dk[65 + 4 * j + 2 * side]};
@@ -453,7 +452,6 @@ void attention_backward(const Attention& a, const AttentionGradients& g, cudaStr
                    .dk = g.dk,
                    .dv = g.dv,
                    .row_stride = layout.q_bound * kTile,
-                   .heads = static_cast<int>(a.heads),
                    .scale = static_cast<float>(a.scale),
                    .scale_log2 = static_cast<float>(a.scale) * kLog2E};
     const auto grid = [](int64_t blocks, int64_t y = 1) {
@@ -467,7 +465,7 @@ void attention_backward(const Attention& a, const AttentionGradients& g, cudaStr
     launch_early(query_gradients_kernel, grid(layout.q_bound * a.heads), kThreads, sizeof(QueryShared) + 1024, stream, maps, p);
     if (shared_key)
         sum_heads_kernel<<<static_cast<unsigned>((a.m * 64 + 255) / 256), 256, 0, stream>>>(
-            static_cast<__nv_bfloat16*>(g.dk_shared), g.dk_shared_row, p.dk_rope, a.m, p.heads);
+            static_cast<__nv_bfloat16*>(g.dk_shared), g.dk_shared_row, p.dk_rope, a.m, p.q_plan.heads);
     require(cudaGetLastError(), "attention_backward");
 }
 
