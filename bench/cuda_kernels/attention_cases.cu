@@ -236,10 +236,13 @@ void time_case(int batch, int length, int heads) {
 }  // namespace
 
 void check_attention() {
+    std::vector<int32_t> lengths;  // more sequences and heads than a warp has lanes, in all levels of the order of blocks
+    for (int i = 0; i < 70; ++i) lengths.push_back(i % 9 == 8 ? 1100 - 10 * i : 1 + i * 37 % 260);
     check_case("1 x 1", 1, {1}, {1});
     check_case("1 x 128", 2, {128}, {128});
     check_case("1 x 1000", 2, {1000}, {1000});
     check_case("documents", 3, {5, 300, 1, 129, 128, 640}, {5, 300, 1, 129, 128, 640});
+    check_case("70 documents", 35, lengths, lengths);
     check_case("chunks behind a prefix", 2, {64, 200, 1}, {500, 200, 777});
 }
 

@@ -8,6 +8,7 @@
 // once. Measured: docs/performance.md, "Hopper kernels".
 #include "base/error.h"
 #include "cuda/hopper_attention.h"
+#include "cuda/hopper_attention_tiles.cuh"
 #include "cuda/hopper_launch.h"
 #include "cuda/hopper_ptx.cuh"
 #include "cuda/hopper_softmax.cuh"
@@ -17,7 +18,7 @@ namespace fathom::hopper {
 
 namespace {
 
-constexpr int kQueries = 128, kKeys = 128;  // of a tile, of a step
+constexpr int kQueries = kTile, kKeys = 128;  // of a tile, of a step
 constexpr int kKeyBoxes = 3, kValueBoxes = 2;
 constexpr int kBox = 128 * 64 * 2;  // 128 rows of 64 channels
 constexpr int kStages = 2;
@@ -25,13 +26,12 @@ constexpr int kThreads = 3 * kWarpgroup, kConsumers = 2 * kWarpgroup, kConsumerW
 constexpr int kTurn = 1;  // named barriers kTurn, kTurn + 1: a warpgroup's turn to issue products
 
 struct Params {
-    const int32_t* cu_q;
+    TilePlan plan;  // of queries; without an order
     const int32_t* cu_k;
-    int32_t* work;  // [0]: next tile; [1 + i]: tiles before sequence i, [1 + sequences]: all
+    int32_t* next;  // tile
     __nv_bfloat16* o;
     float* lse;
     int64_t o_row, o_head;
-    int heads, sequences;
     bool shared_key;  // the third box of a key comes from k_shared
     float scale, scale_log2;
 };
@@ -56,45 +56,21 @@ struct Shared {
 };
 static_assert(sizeof(Shared) + 1024 <= 227 * 1024);
 
-// One warp: how many tiles lie before each sequence; the counter starts at 0.
-__global__ void plan_kernel(Params p) {
-    const int lane = lane_id();
-    int before = 0;
-    for (int base = 0; base < p.sequences; base += kWarp) {
-        const int i = base + lane;
-        const int own = i < p.sequences ? (p.cu_q[i + 1] - p.cu_q[i] + kQueries - 1) / kQueries : 0;
-        int end = own;
-#pragma unroll
-        for (int step = 1; step < kWarp; step *= 2) {
-            const int other = __shfl_up_sync(0xffffffffU, end, step);
-            if (lane >= step) end += other;
-        }
-        if (i < p.sequences) p.work[1 + i] = before + end - own;
-        before += __shfl_sync(0xffffffffU, end, kWarp - 1);
-    }
-    if (lane == 0) {
-        p.work[1 + p.sequences] = before;
-        p.work[0] = 0;
-    }
+__global__ void plan_kernel(const Params p) {
+    count_tiles(p.plan);
+    if (threadIdx.x == 0) *p.next = 0;
 }
 
 __device__ bool take_tile(const Params& p, Tile& tile) {
-    const int tiles = p.work[1 + p.sequences];
-    const int next = atomicAdd(p.work, 1);
-    if (next >= tiles * p.heads) return false;
+    const int tiles = p.plan.tiles(), next = atomicAdd(p.next, 1);
+    if (next >= tiles * p.plan.heads) return false;
     tile.head = next / tiles;
-    const int at = next % tiles;
-    int low = 0, high = p.sequences;  // the last sequence that begins at or before `at`
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        (p.work[1 + middle] <= at ? low : high) = middle;
-    }
-    while (p.work[2 + low] <= at) ++low;  // sequences without queries share a beginning
-    tile.first_q = p.cu_q[low];
-    tile.queries = p.cu_q[low + 1] - tile.first_q;
-    tile.first_k = p.cu_k[low];
-    tile.keys = p.cu_k[low + 1] - tile.first_k;
-    tile.row = (p.work[2 + low] - 1 - at) * kQueries;  // the last rows see the most keys and come first
+    const int at = next % tiles, own = p.plan.sequence_of(at);
+    tile.first_q = p.plan.cu[own];
+    tile.queries = p.plan.cu[own + 1] - tile.first_q;
+    tile.first_k = p.cu_k[own];
+    tile.keys = p.cu_k[own + 1] - tile.first_k;
+    tile.row = (p.plan.before[own + 1] - 1 - at) * kQueries;  // the last rows see the most keys and come first
     return true;
 }
 
@@ -192,7 +168,7 @@ __device__ __forceinline__ void store_result(Shared& shared, const Params& p, co
         scale[side] = 1 / sum;
         const int r = row + 8 * side;
         if (lane_id() % 4 == 0 && r < tile.queries)
-            p.lse[int64_t{tile.first_q + r} * p.heads + tile.head] = state.max[side] * p.scale + logf(sum);
+            p.lse[int64_t{tile.first_q + r} * p.plan.heads + tile.head] = state.max[side] * p.scale + logf(sum);
     }
 #pragma unroll
     for (int i = 0; i < 64; ++i) o[i] *= scale[i / 2 % 2];
@@ -300,7 +276,7 @@ CUtensorMap encode_heads(const HeadTensor& t, int64_t width, int64_t rows, int64
 
 }  // namespace
 
-int64_t attention_workspace_bytes(int64_t sequences) { return (sequences + 2) * 4; }
+int64_t attention_workspace_bytes(int64_t sequences) { return (1 + sequences + 2) * 4; }
 
 void attention_forward(const Attention& a, cudaStream_t stream) {
     if (a.n == 0 || a.sequences == 0) return;
@@ -312,15 +288,18 @@ void attention_forward(const Attention& a, cudaStream_t stream) {
     maps.k_shared = shared_key
                         ? encode({.base = a.k_shared, .size_x = 64, .size_y = a.m, .stride_y = a.k_shared_row, .box_y = 128})
                         : maps.k;
-    const Params p{.cu_q = a.cu_q,
+    auto* const workspace = static_cast<int32_t*>(a.workspace);
+    const Params p{.plan = {.cu = a.cu_q,
+                            .before = workspace + 1,
+                            .order = nullptr,
+                            .heads = static_cast<int>(a.heads),
+                            .sequences = static_cast<int>(a.sequences)},
                    .cu_k = a.cu_k,
-                   .work = static_cast<int32_t*>(a.workspace),
+                   .next = workspace,
                    .o = static_cast<__nv_bfloat16*>(a.o.data),
                    .lse = a.lse,
                    .o_row = a.o.row,
                    .o_head = a.o.head,
-                   .heads = static_cast<int>(a.heads),
-                   .sequences = static_cast<int>(a.sequences),
                    .shared_key = shared_key,
                    .scale = static_cast<float>(a.scale),
                    .scale_log2 = static_cast<float>(a.scale) * kLog2E};

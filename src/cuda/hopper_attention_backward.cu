@@ -43,31 +43,38 @@ struct Maps {
 // ---- preparation -----------------------------------------------------------------------------------------------------------
 __global__ void plan_kernel(const Params p) { count_tiles(threadIdx.x < kWarp ? p.q_plan : p.k_plan); }
 
+struct Tile {
+    int first_q, queries, first_k, keys;
+    int first_row;                                                          // where the sequence's rows of lse and delta begin
+    int index;                                                              // of the tile in its sequence
+    int tiles;                                                              // of the sequence
+    [[nodiscard]] __device__ int offset() const { return keys - queries; }  // query i sees keys up to i + offset
+};
+
 __device__ Tile tile_at(const Params& p, const TilePlan& plan, int at) {
-    const int own = sequence_of(plan, at), first_q = p.q_plan.cu[own], first_k = p.k_plan.cu[own];
+    const int own = plan.sequence_of(at), first_q = p.q_plan.cu[own], first_k = p.k_plan.cu[own];
     return {.first_q = first_q,
             .queries = p.q_plan.cu[own + 1] - first_q,
             .first_k = first_k,
             .keys = p.k_plan.cu[own + 1] - first_k,
             .first_row = p.q_plan.before[own] * kTile,
             .index = at - plan.before[own],
-            .tiles = plan.before[own + 1] - plan.before[own]};
+            .tiles = plan.tiles_of(own)};
 }
 // What this block has; false behind the last tile.
-__device__ bool next_tile(const Params& p, const TilePlan& plan, Tile& t, int& head) {
-    const int total = plan.before[plan.sequences], block = static_cast<int>(blockIdx.x);
-    if (block >= total * plan.heads) return false;
-    const int at = plan.order[block];
-    head = at / total;
-    t = tile_at(p, plan, at % total);
+__device__ bool tile_of_block(const Params& p, const TilePlan& plan, Tile& t, int& head) {
+    const int tiles = plan.tiles(), block = static_cast<int>(blockIdx.x);
+    if (block >= tiles * plan.heads) return false;
+    head = plan.order[block] / tiles;
+    t = tile_at(p, plan, plan.order[block] % tiles);
     return true;
 }
 
-// The order of the blocks behind this kernel; and, one warp per row, lse in base 2 and delta, by tiles.
-__global__ void rows_kernel(const Params p, const HeadTensor o, const HeadTensor dout, const float* lse) {
+// For the two kernels behind it: the order of their blocks; lse in base 2 and delta, by tiles, one warp per row.
+__global__ void prepare_kernel(const Params p, const HeadTensor o, const HeadTensor dout, const float* lse) {
     const int tile = static_cast<int>(blockIdx.x);
     if (blockIdx.y == 0 && threadIdx.x < 2 * kWarp) order_tile(threadIdx.x < kWarp ? p.q_plan : p.k_plan, tile);
-    if (tile >= p.q_plan.before[p.q_plan.sequences]) return;
+    if (tile >= p.q_plan.tiles()) return;
     const Tile t = tile_at(p, p.q_plan, tile);
     const int head = static_cast<int>(blockIdx.y), lane = lane_id();
     for (int r = static_cast<int>(threadIdx.x) / kWarp; r < kTile; r += static_cast<int>(blockDim.x) / kWarp) {
@@ -264,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradients_kernel(const __grid
     allow_next_launch();
     Tile t{};
     int head = 0;
-    if (!next_tile(p, p.k_plan, t, head)) return;
+    if (!tile_of_block(p, p.k_plan, t, head)) return;
     if (threadIdx.x == 0) {
         barrier_init(smem_address(&shared.resident), 1);
         for (int i = 0; i < kQueryStages; ++i) {
@@ -365,7 +372,7 @@ __global__ void __launch_bounds__(kThreads, 1) query_gradients_kernel(const __gr
     QueryShared& shared = *reinterpret_cast<QueryShared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
     Tile t{};
     int head = 0;
-    if (!next_tile(p, p.q_plan, t, head)) return;
+    if (!tile_of_block(p, p.q_plan, t, head)) return;
     t.index = t.tiles - 1 - t.index;  // the last queries walk over the most keys
     if (threadIdx.x == 0) {
         barrier_init(smem_address(&shared.resident), 1);
@@ -460,7 +467,7 @@ void attention_backward(const Attention& a, const AttentionGradients& g, cudaStr
     allow_shared_memory(reinterpret_cast<const void*>(key_gradients_kernel), sizeof(KeyShared) + 1024);
     allow_shared_memory(reinterpret_cast<const void*>(query_gradients_kernel), sizeof(QueryShared) + 1024);
     plan_kernel<<<1, 2 * kWarp, 0, stream>>>(p);
-    rows_kernel<<<grid(std::max(layout.q_bound, layout.k_bound), a.heads), 256, 0, stream>>>(p, a.o, g.dout, a.lse);
+    prepare_kernel<<<grid(std::max(layout.q_bound, layout.k_bound), a.heads), 256, 0, stream>>>(p, a.o, g.dout, a.lse);
     key_gradients_kernel<<<grid(layout.k_bound * a.heads), kThreads, sizeof(KeyShared) + 1024, stream>>>(maps, p);
     launch_early(query_gradients_kernel, grid(layout.q_bound * a.heads), kThreads, sizeof(QueryShared) + 1024, stream, maps, p);
     if (shared_key)
