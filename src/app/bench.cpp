@@ -159,6 +159,10 @@ void declare(CLI::App& verb, BenchOptions& o) {
     number("--steps", o.steps, "optimizer steps per repetition; 0: 1", "Train");
     number("--sequence-length", o.sequence_length, "0: 1024, or what the training configuration says", "Train");
     verb.add_flag("--recompute", o.recompute, "recompute whole layers in the backward")->group("Train");
+    verb.add_option("--moments", o.moments, "of AdamW; auto: f32, or what the training configuration says")
+        ->type_name("TYPE")
+        ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+        ->group("Train");
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ struct BenchOptions {
     int64_t steps = 0;           // train: steps per repetition
     int64_t sequence_length = 0;
     bool recompute = false;
+    std::string moments = "auto";
     int64_t repetitions = 5;
     int64_t ram = 0;  // decode, prefill: bytes; 0: the whole model in memory
 };

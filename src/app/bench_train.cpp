@@ -65,6 +65,7 @@ TrainConfig configure(const BenchOptions& options) {
         throw Error(ErrorKind::kUsage,
                     "training keeps weights in f32 or bf16: --dtype " + options.dtype + " is for decode and prefill");
     if (options.dtype != "auto") config.training.dtype = options.dtype == "f32" ? DType::kF32 : DType::kBF16;
+    if (options.moments != "auto") config.optimizer.moments = options.moments == "f32" ? DType::kF32 : DType::kBF16;
     if (options.recompute) config.training.recompute = true;
     return config;
 }
@@ -91,7 +92,8 @@ Measurement bench_train(const BenchOptions& options, Device& device, const Betwe
         for (int64_t step = 0; step < steps; ++step) (void)trainer.step();
         watch.stop(result);
     }
-    const DryRun run = dry_run_training(shape, rows, length, config.training.dtype, config.training.recompute);
+    const DryRun run =
+        dry_run_training(shape, rows, length, config.training.dtype, config.training.recompute, config.optimizer.moments);
     result.bytes_per_token =
         (run.cost.weight_bytes + run.cost.read_bytes + run.cost.written_bytes) / static_cast<double>(run.tokens);
     result.flops_per_token = count_flops(shape, mean_keys(length)).training();

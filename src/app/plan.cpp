@@ -20,7 +20,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
     std::string config;
-    std::string dtype = "auto";
+    std::string dtype = "auto", moments = "auto";
     int64_t batch = 0, sequence_length = 0, context = 0;
 };
 
@@ -28,7 +28,7 @@ struct Options {
 struct Plan {
     ModelConfig model;
     int64_t batch = 1, sequence_length = 0, context = 0;
-    DType dtype = DType::kBF16;  // of the parameters in training
+    DType dtype = DType::kBF16, moments = DType::kF32;  // of the parameters in training, and of AdamW's moments
     ParameterCount parameters;
     WeightBytes weights;
     TrainingState state;
@@ -45,12 +45,16 @@ Plan make_plan(const Options& options) {
     plan.batch = options.batch > 0 ? options.batch : file.training ? training.training.rows_per_batch : 1;
     plan.sequence_length = options.sequence_length > 0 ? options.sequence_length : training.data.sequence_length;
     plan.context = options.context > 0 ? options.context : plan.model.max_position_embeddings;
-    plan.dtype = options.dtype == "auto" ? training.training.dtype : options.dtype == "f32" ? DType::kF32 : DType::kBF16;
+    const auto type_of = [](const std::string& wanted, DType otherwise) {
+        return wanted == "auto" ? otherwise : wanted == "f32" ? DType::kF32 : DType::kBF16;
+    };
+    plan.dtype = type_of(options.dtype, training.training.dtype);
+    plan.moments = type_of(options.moments, training.optimizer.moments);
     plan.parameters = count_parameters(plan.model);
     plan.weights = plan_weights(plan.model);
-    plan.state = plan_training_state(plan.model, plan.dtype);
-    plan.kept = dry_run_training(plan.model, plan.batch, plan.sequence_length, plan.dtype, false);
-    plan.recomputed = dry_run_training(plan.model, plan.batch, plan.sequence_length, plan.dtype, true);
+    plan.state = plan_training_state(plan.model, plan.dtype, plan.moments);
+    plan.kept = dry_run_training(plan.model, plan.batch, plan.sequence_length, plan.dtype, false, plan.moments);
+    plan.recomputed = dry_run_training(plan.model, plan.batch, plan.sequence_length, plan.dtype, true, plan.moments);
     plan.flops = count_flops(plan.model, mean_keys(plan.sequence_length));
     plan.decoded = count_flops(plan.model, mean_keys(1, plan.context - 1), AttentionForm::kAbsorbed);
     return plan;
@@ -91,6 +95,7 @@ Json to_json(const Plan& p) {
                  {{"batch", p.batch},
                   {"sequence_length", p.sequence_length},
                   {"dtype", name_of(p.dtype)},
+                  {"moments_dtype", name_of(p.moments)},
                   {"weights_bytes", p.state.weights},
                   {"masters_bytes", p.state.masters},
                   {"gradients_bytes", p.state.gradients},
@@ -156,7 +161,7 @@ void add_training(Table& table, const Plan& p) {
     table.add({"  weights", size(p.state.weights), std::string(name_of(p.dtype))});
     if (p.state.masters > 0) table.add({"  master weights", size(p.state.masters), "F32"});
     table.add({"  gradients", size(p.state.gradients), "F32"});
-    table.add({"  AdamW's moments", size(p.state.moments), "F32"});
+    table.add({"  AdamW's moments", size(p.state.moments), std::string(name_of(p.moments))});
     activations("activations", p.kept);
     activations("  with recomputation", p.recomputed);
     table.add({"training in all", size(p.state.total() + p.kept.activation_bytes()), ""});
@@ -199,6 +204,9 @@ void add_plan(CLI::App& app, Globals& globals) {
     number("--sequence-length", options->sequence_length, "of these; 0: 1024, or what the training configuration says");
     number("--context", options->context, "tokens in the cache; 0: max_position_embeddings");
     verb->add_option("--dtype", options->dtype, "of the parameters in training; auto: bf16, or what the configuration says")
+        ->type_name("TYPE")
+        ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+    verb->add_option("--moments", options->moments, "of AdamW's moments; auto: f32, or what the configuration says")
         ->type_name("TYPE")
         ->check(CLI::IsMember({"auto", "f32", "bf16"}));
     verb->callback([options, &globals] { plan(*options, globals); });

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/table.h"
+#include "model/memory_plan.h"
 #include "model/parameter_count.h"
 
 namespace fathom {
@@ -13,11 +14,9 @@ namespace {
 // What the run amounts to, from the configuration alone.
 void print_plan(const TrainConfig& config, const Globals& globals) {
     const ParameterCount count = count_parameters(config.model.config);
-    const int64_t parameters = count.total() + count.mtp;
     const auto& t = config.training;
     const int64_t step_tokens = config.data.sequence_length * t.rows_per_batch * t.gradient_accumulation;
-    // Two moments and a gradient in f32, and the parameter: f32, or bf16 beside an f32 master.
-    const int64_t state_bytes = parameters * (t.dtype == DType::kBF16 ? 18 : 16);
+    const int64_t state_bytes = plan_training_state(config.model.config, t.dtype, config.optimizer.moments).total();
     const auto number = [](int64_t value) { return Cell(value, human_count(static_cast<double>(value))); };
     Table table({{"", "name"}, {"", "value", true}});
     table.add({"parameters", number(count.total())});

@@ -1,5 +1,5 @@
 // AdamW (Loshchilov and Hutter 2019) and the gradient norm. AdamW moves 28 bytes per f32 parameter (read grad, m, v, master;
-// write m, v, master) and 2 more for a bf16 copy: bound by memory.
+// write m, v, master), 8 less with moments in bf16, and 2 more for a bf16 copy: bound by memory.
 #include <cmath>
 #include <vector>
 
@@ -18,12 +18,9 @@ constexpr int64_t kElementsPerPartial = 4096;  // the norm is summed in blocks o
 
 void CpuOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                    const AdamWStep& step) {
+    check_adamw(param, master, m, v, grad);
+    check(step.step >= 1, "adamw: step counts from 1");
     const int64_t n = master.size();
-    for (const Tensor* t : {&master, &m, &v, &grad})
-        check(t->dtype == DType::kF32 && t->contiguous() && t->size() == n,
-              "adamw: master, m, v and grad must be f32, contiguous and of one shape");
-    check(param.contiguous() && param.size() == n && step.step >= 1,
-          "adamw: param must have the master's shape, step counts from 1");
     const auto t = static_cast<double>(step.step);
     const AdamWFactors factors{.beta1 = static_cast<float>(step.beta1),
                                .one_minus_beta1 = static_cast<float>(1 - step.beta1),
@@ -34,14 +31,27 @@ void CpuOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, c
                                .step_size = static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, t))),
                                .second_unbias = static_cast<float>(1 / (1 - std::pow(step.beta2, t))),
                                .epsilon = static_cast<float>(step.epsilon)};
-    pool_.parallel_for(n, kElementsPerTask, [&](int64_t begin, int64_t end, int) {
+    pool_.parallel_for(n, kElementsPerTask, [&](int64_t begin, int64_t end, int thread) {
         constexpr int64_t kChunk = 2048;  // the new master is still in L1 when it is rounded to the parameter's dtype
+        const bool rounded = m.dtype != DType::kF32;
+        float* const space = rounded ? scratch_.of_thread<float>(thread, 2 * kChunk) : nullptr;
         for (int64_t i = begin; i < end; i += kChunk) {
             const int64_t count = std::min(kChunk, end - i);
-            kernels_.adamw(master.as<float>() + i, m.as<float>() + i, v.as<float>() + i, grad.as<float>() + i, factors, count);
-            if (param.data != master.data)
-                convert_row(kernels_, param.as<std::byte>() + i * size_of(param.dtype), param.dtype, 1, master.as<float>() + i,
-                            DType::kF32, 1, count);
+            const auto convert = [&](void* to, DType to_type, const void* from, DType from_type) {
+                convert_row(kernels_, to, to_type, 1, from, from_type, 1, count);
+            };
+            const auto part = [&](const Tensor& x) { return x.as<std::byte>() + i * size_of(x.dtype); };
+            float* const moments[2] = {rounded ? space : m.as<float>() + i, rounded ? space + kChunk : v.as<float>() + i};
+            if (rounded) {
+                convert(moments[0], DType::kF32, part(m), m.dtype);
+                convert(moments[1], DType::kF32, part(v), v.dtype);
+            }
+            kernels_.adamw(master.as<float>() + i, moments[0], moments[1], grad.as<float>() + i, factors, count);
+            if (rounded) {
+                convert(part(m), m.dtype, moments[0], DType::kF32);
+                convert(part(v), v.dtype, moments[1], DType::kF32);
+            }
+            if (param.data != master.data) convert(part(param), param.dtype, master.as<float>() + i, DType::kF32);
         }
     });
 }

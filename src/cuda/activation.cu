@@ -167,6 +167,58 @@ __global__ void __launch_bounds__(256) add_square_partials_kernel(double* sum, c
     if (threadIdx.x == 0) sum[0] += part;
 }
 
+// One AdamW step of some elements; Moment: what m and v are kept in.
+template <class Moment>
+struct AdamWUpdate {
+    void* copy;  // the parameter, where it is not the master itself
+    DType copy_type;
+    float* master;
+    Moment *first, *second;
+    const float* gradient;
+    float beta1, one_minus_beta1, beta2, one_minus_beta2, grad_scale, decay, step_size, second_unbias, epsilon;
+
+    AdamWUpdate(const Tensor& param, const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& grad,
+                const AdamWStep& step)
+        : copy(param.data == p.data ? nullptr : param.data),
+          copy_type(param.dtype),
+          master(p.as<float>()),
+          first(m.as<Moment>()),
+          second(v.as<Moment>()),
+          gradient(grad.as<const float>()),
+          beta1(static_cast<float>(step.beta1)),
+          one_minus_beta1(static_cast<float>(1 - step.beta1)),
+          beta2(static_cast<float>(step.beta2)),
+          one_minus_beta2(static_cast<float>(1 - step.beta2)),
+          grad_scale(static_cast<float>(step.grad_scale)),
+          decay(static_cast<float>(1 - step.learning_rate * step.weight_decay)),
+          step_size(static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, static_cast<double>(step.step))))),
+          second_unbias(static_cast<float>(1 / (1 - std::pow(step.beta2, static_cast<double>(step.step))))),
+          epsilon(static_cast<float>(step.epsilon)) {}
+
+    template <int kCount>
+    __device__ __forceinline__ void operator()(int64_t, int64_t i) const {
+        float p[kCount], m[kCount], v[kCount], g[kCount];
+        load_pack(p, master + i);
+        load_pack(m, first + i);
+        load_pack(v, second + i);
+        load_pack(g, gradient + i);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+            g[j] *= grad_scale;
+            m[j] = fmaf(one_minus_beta1, g[j], beta1 * m[j]);
+            v[j] = fmaf(one_minus_beta2 * g[j], g[j], beta2 * v[j]);
+            p[j] = decay * p[j] - step_size * m[j] / (sqrtf(v[j] * second_unbias) + epsilon);
+        }
+        store_pack(master + i, p);
+        store_pack(first + i, m);
+        store_pack(second + i, v);
+        if (copy == nullptr) return;
+        if (copy_type == DType::kBF16) return store_pack(static_cast<Bf16*>(copy) + i, p);
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) store(copy, copy_type, i + j, p[j]);
+    }
+};
+
 }  // namespace
 }  // namespace cuda
 
@@ -227,32 +279,13 @@ void CudaOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits
 
 void CudaOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                     const AdamWStep& step) {
-    const int64_t n = master.size();
-    for (const Tensor* t : {&master, &m, &v, &grad})
-        check(t->dtype == DType::kF32 && t->contiguous() && t->size() == n,
-              "adamw: master, m, v and grad must be f32, contiguous and of one shape");
-    check(param.contiguous() && param.size() == n && step.step >= 1,
-          "adamw: param must have the master's shape, step counts from 1");
-    const auto t = static_cast<double>(step.step);
-    const auto beta1 = static_cast<float>(step.beta1), one_minus_beta1 = static_cast<float>(1 - step.beta1),
-               beta2 = static_cast<float>(step.beta2), one_minus_beta2 = static_cast<float>(1 - step.beta2),
-               grad_scale = static_cast<float>(step.grad_scale),
-               decay = static_cast<float>(1 - step.learning_rate * step.weight_decay),
-               step_size = static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, t))),
-               second_unbias = static_cast<float>(1 / (1 - std::pow(step.beta2, t))),
-               epsilon = static_cast<float>(step.epsilon);
-    auto *p = master.as<float>(), *first = m.as<float>(), *second = v.as<float>();
-    const auto* gradient = grad.as<float>();
-    void* const copy = param.data == master.data ? nullptr : param.data;
-    const DType copy_type = param.dtype;
-    cuda::loop(lane_->stream, "adamw", 1, n, [=] __device__(int64_t, int64_t i) {
-        const float g = grad_scale * gradient[i];
-        const float m_i = fmaf(one_minus_beta1, g, beta1 * first[i]), v_i = fmaf(one_minus_beta2 * g, g, beta2 * second[i]);
-        const float root = sqrtf(v_i * second_unbias) + epsilon, updated = decay * p[i] - step_size * m_i / root;
-        p[i] = updated;
-        first[i] = m_i;
-        second[i] = v_i;
-        if (copy != nullptr) cuda::store(copy, copy_type, i, updated);
+    check_adamw(param, master, m, v, grad);
+    check(step.step >= 1, "adamw: step counts from 1");
+    const bool packed = cuda::packable(master, grad) && reinterpret_cast<uintptr_t>(m.data) % 16 == 0 &&
+                        reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && reinterpret_cast<uintptr_t>(param.data) % 16 == 0;
+    cuda::with_activation("adamw", m.dtype, [&](auto type) {
+        cuda::packed_loop<float>(lane_->stream, "adamw", 1, master.size(), packed && master.size() % 4 == 0,
+                                 cuda::AdamWUpdate<decltype(type)>(param, master, m, v, grad, step));
     });
 }
 

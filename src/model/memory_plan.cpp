@@ -24,7 +24,7 @@ int64_t blocks(int64_t size) { return (size + kFp8Block - 1) / kFp8Block; }
 // A model whose parameters have shapes and types, and no memory.
 class DryModel {
 public:
-    DryModel(const ModelConfig& config, DType dtype)
+    DryModel(const ModelConfig& config, DType dtype, DType moments = DType::kF32)
         : model_(config),
           state_("state", grow()),
           scratch_("scratch", grow()),
@@ -35,7 +35,7 @@ public:
             if (!param.trained()) return;
             param.grad = param.allocate(state_, DType::kF32);
             const Tensor master = converted ? param.allocate(state_, DType::kF32) : param.weight.codes;
-            trained_.push_back({&param, master, param.allocate(state_, DType::kF32), param.allocate(state_, DType::kF32)});
+            trained_.push_back({&param, master, param.allocate(state_, moments), param.allocate(state_, moments)});
         });
         ops_.clear();
     }
@@ -104,7 +104,7 @@ WeightBytes plan_weights(const ModelConfig& config) {
     return bytes;
 }
 
-TrainingState plan_training_state(const ModelConfig& config, DType dtype) {
+TrainingState plan_training_state(const ModelConfig& config, DType dtype, DType moments) {
     TrainingState state;
     DeepSeek model(config);
     model.visit([&](const std::string&, Param& param) {
@@ -113,7 +113,7 @@ TrainingState plan_training_state(const ModelConfig& config, DType dtype) {
         if (!param.trained()) return;
         if (dtype != DType::kF32) state.masters += f32;
         state.gradients += f32;
-        state.moments += 2 * f32;
+        state.moments += 2 * param.size() * size_of(moments);
     });
     return state;
 }
@@ -131,8 +131,8 @@ DryRun dry_run_forward(const ModelConfig& config, int64_t batch, int64_t length,
     return DryModel(without_mtp(config), dtype).forward(batch, length);
 }
 
-DryRun dry_run_training(const ModelConfig& config, int64_t batch, int64_t length, DType dtype, bool recompute) {
-    return DryModel(config, dtype).train(batch, length, recompute);
+DryRun dry_run_training(const ModelConfig& config, int64_t batch, int64_t length, DType dtype, bool recompute, DType moments) {
+    return DryModel(config, dtype, moments).train(batch, length, recompute);
 }
 
 }  // namespace fathom

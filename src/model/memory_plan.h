@@ -37,14 +37,15 @@ struct DryRun {
 
 // The main model's weights; MTP modules are left out.
 [[nodiscard]] WeightBytes plan_weights(const ModelConfig& config);
-// MTP modules included. `dtype`: kF32 or kBF16, of the parameters.
-[[nodiscard]] TrainingState plan_training_state(const ModelConfig& config, DType dtype);
+// MTP modules included. `dtype`, `moments`: kF32 or kBF16, of the parameters and of AdamW's two moments.
+[[nodiscard]] TrainingState plan_training_state(const ModelConfig& config, DType dtype, DType moments = DType::kF32);
 // Bytes that the main model's cache holds of one token.
 [[nodiscard]] int64_t cache_bytes_per_token(const ModelConfig& config, const CacheType& type);
 
 // The losses of `batch` whole sequences of `length` tokens, without MTP.
 [[nodiscard]] DryRun dry_run_forward(const ModelConfig& config, int64_t batch, int64_t length, DType dtype);
 // Forward, backward and AdamW with MTP. `recompute`: whole layers. Balance losses are not counted.
-[[nodiscard]] DryRun dry_run_training(const ModelConfig& config, int64_t batch, int64_t length, DType dtype, bool recompute);
+[[nodiscard]] DryRun dry_run_training(const ModelConfig& config, int64_t batch, int64_t length, DType dtype, bool recompute,
+                                      DType moments = DType::kF32);
 
 }  // namespace fathom

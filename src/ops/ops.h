@@ -255,7 +255,8 @@ public:
                                         const Tensor& targets, bool reverse, double scale) = 0;
 
     // ---- optimizer -------------------------------------------------------------------------------------------------------
-    // master, m, v, grad: f32, same shape. param receives the new master in its own dtype; it may be the master itself.
+    // master, grad: f32, m, v: f32 or bf16, all of one shape. param receives the new master in its own dtype; it may be the
+    // master itself. The new master is made with the moments before they are rounded to what they are kept in.
     virtual void adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                        const AdamWStep& step) = 0;
     virtual void square_norm(const Tensor& sum,

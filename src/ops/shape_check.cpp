@@ -43,4 +43,12 @@ void check_tensor(std::string_view op, std::string_view name, const Tensor& tens
         fail(op, name, tensor, "any dtype ", dims);
 }
 
+void check_adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad) {
+    const auto alike = [&](const Tensor& t) { return t.contiguous() && t.size() == master.size(); };
+    check(master.dtype == DType::kF32 && grad.dtype == DType::kF32 && alike(master) && alike(grad) && alike(param),
+          "adamw: master and grad must be f32, and with param contiguous and of one shape");
+    check((m.dtype == DType::kF32 || m.dtype == DType::kBF16) && m.dtype == v.dtype && alike(m) && alike(v),
+          "adamw: m and v must be f32 or bf16, contiguous and of the master's shape");
+}
+
 }  // namespace fathom

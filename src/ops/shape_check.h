@@ -20,6 +20,9 @@ void check_tensor(std::string_view op, std::string_view name, const Tensor& tens
 // The same for any dtype.
 void check_tensor(std::string_view op, std::string_view name, const Tensor& tensor, std::initializer_list<int64_t> dims);
 
+// What ops.h says of adamw's tensors.
+void check_adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad);
+
 // check() with a message that is put together when it is wanted: a step checks thousands of products, and to format takes as
 // long as to launch a kernel.
 template <std::invocable Message>

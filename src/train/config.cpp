@@ -121,6 +121,11 @@ void read_training(toml::table& root, TrainConfig& config) {
     optimizer.number("beta2", config.optimizer.beta2, 0, 0.999999999);
     optimizer.number("epsilon", config.optimizer.epsilon, 0, 1);
     optimizer.number("weight_decay", config.optimizer.weight_decay, 0, 10);
+    optimizer.choice("moments", config.optimizer.moments, kDTypes);
+    // A change of less than half a unit in the last of 8 bits is lost: v would never become smaller.
+    if (config.optimizer.moments == DType::kBF16 && config.optimizer.beta2 > 0.99)
+        fail_setting("optimizer.moments",
+                     "\"bf16\" is too coarse for a beta2 above 0.99: lower optimizer.beta2, or keep \"f32\"");
     optimizer.finish();
 }
 

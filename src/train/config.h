@@ -51,6 +51,7 @@ struct TrainConfig {
     } data;
     struct {
         double lr = 4.2e-4, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
+        DType moments = DType::kF32;  // or kBF16 (V3 3.3.3)
     } optimizer;
     ScheduleConfig lr_scheduler;
     struct {

@@ -26,7 +26,7 @@ Learner::Learner(const TrainConfig& config, DeepSeek& model, Ops& ops, bool dete
     : config_(config),
       model_(model),
       ops_(ops),
-      optimizer_(model, ops, config.training.dtype),
+      optimizer_(model, ops, config.training.dtype, config.optimizer.moments),
       deterministic_(deterministic),
       scratch_("scratch", [&ops](int64_t bytes) { return ops.allocate(bytes); }),
       saved_("activations", [&ops](int64_t bytes) { return ops.allocate(bytes); }),

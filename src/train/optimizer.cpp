@@ -21,17 +21,17 @@ Tensor part(const Tensor& whole, int64_t begin, const Param& param) {
 
 }  // namespace
 
-Optimizer::Optimizer(DeepSeek& model, Ops& ops, DType dtype)
+Optimizer::Optimizer(DeepSeek& model, Ops& ops, DType dtype, DType moments)
     : ops_(ops),
       arena_("optimizer", [&ops](int64_t bytes) { return ops.allocate(bytes); }),
-      decayed_(allocate_group(model, dtype, true)),
-      undecayed_(allocate_group(model, dtype, false)) {
+      decayed_(allocate_group(model, dtype, moments, true)),
+      undecayed_(allocate_group(model, dtype, moments, false)) {
     bind(model);
     masters_to_params();
     square_sum_ = arena_.allocate(DType::kF64, {1});
 }
 
-Optimizer::Group Optimizer::allocate_group(DeepSeek& model, DType dtype, bool decayed) {
+Optimizer::Group Optimizer::allocate_group(DeepSeek& model, DType dtype, DType moments, bool decayed) {
     int64_t size = 0;
     model.visit([&](const std::string&, Param& param) {
         if (param.trained() && is_decayed(param) == decayed) size += aligned_size(param);
@@ -39,7 +39,8 @@ Optimizer::Group Optimizer::allocate_group(DeepSeek& model, DType dtype, bool de
     Group group;
     group.param = arena_.allocate(dtype, {size});
     group.master = dtype == DType::kF32 ? group.param : arena_.allocate(DType::kF32, {size});
-    for (Tensor* state : {&group.m, &group.v, &group.grad}) *state = arena_.allocate(DType::kF32, {size});
+    for (Tensor* moment : {&group.m, &group.v}) *moment = arena_.allocate(moments, {size});
+    group.grad = arena_.allocate(DType::kF32, {size});
     for (const Tensor& state : {group.master, group.m, group.v, group.grad}) ops_.fill(state, 0);
     return group;
 }

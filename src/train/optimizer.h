@@ -1,4 +1,4 @@
-// AdamW over a model's parameters: f32 masters and moments, gradients accumulated in f32.
+// AdamW over a model's parameters: f32 masters, moments in f32 or bf16, gradients accumulated in f32.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,13 @@ public:
         std::string name;
         Param* param = nullptr;
         Tensor master;  // f32; the parameter itself when that is f32
-        Tensor m, v;    // f32; absent for what is not trained
+        Tensor m, v;    // f32 or bf16; absent for what is not trained
     };
 
     // Gives every parameter writable memory in `dtype` (f32 or bf16; router biases f32) and a zeroed gradient. What a parameter
     // pointed to before, e.g. a checkpoint's map, is copied; without it the values are for initialize() or a restore to write.
-    Optimizer(DeepSeek& model, Ops& ops, DType dtype);
+    // `moments`: f32 or bf16 (V3 3.3.3).
+    Optimizer(DeepSeek& model, Ops& ops, DType dtype, DType moments = DType::kF32);
 
     // Matrices from a normal distribution of standard deviation `std`, norms 1, biases 0: a function of the seed and the
     // parameter's place in the visitor's order alone.
@@ -56,7 +57,7 @@ private:
     std::vector<State> states_;
     Group decayed_, undecayed_;  // matrices; norms and biases
 
-    [[nodiscard]] Group allocate_group(DeepSeek& model, DType dtype, bool decayed);
+    [[nodiscard]] Group allocate_group(DeepSeek& model, DType dtype, DType moments, bool decayed);
     void bind(DeepSeek& model);
     void clear_marked_gradients();
     [[nodiscard]] static int64_t aligned_size(const Param& param);

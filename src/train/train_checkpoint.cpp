@@ -35,10 +35,8 @@ void save_optimizer(const std::filesystem::path& folder, Ops& ops, Optimizer& op
     std::vector<TensorSpec> specs;
     for (const auto& [name, t] : tensors) specs.push_back({name, t.dtype, {t.shape.begin(), t.shape.begin() + t.rank}});
     ShardedWriter writer(folder, specs, {});
-    size_t next = 0;
-    for (const TensorSpec& spec : writer.order()) {
-        check(spec.name == tensors[next].name, "save_optimizer: all tensors are f32, so their order is kept");
-        Tensor staged = tensors[next++].tensor;
+    for (const TensorSpec& spec : writer.order()) {  // by type
+        Tensor staged = std::ranges::find(tensors, spec.name, &NamedState::name)->tensor;
         const Buffer host = Buffer::host(staged.bytes());
         ops.read_back(host.data(), staged);
         staged.data = host.data();
@@ -50,9 +48,11 @@ void save_optimizer(const std::filesystem::path& folder, Ops& ops, Optimizer& op
 void restore_tensor(Ops& ops, const SafetensorsFolder& files, const std::string& name, const Tensor& destination) {
     const auto found = files.find(name);
     if (!found || found->dtype != destination.dtype || found->shape != destination.shape) {
-        throw Error(ErrorKind::kInput,
-                    fmt::format("{} is {}, the run needs {}: the checkpoint belongs to another model or training.dtype", name,
-                                found ? found->describe() : "missing", destination.describe()));
+        throw Error(
+            ErrorKind::kInput,
+            fmt::format(
+                "{} is {}, the run needs {}: the checkpoint belongs to another model, training.dtype or optimizer.moments",
+                name, found ? found->describe() : "missing", destination.describe()));
     }
     ops.write(destination, found->data);
 }

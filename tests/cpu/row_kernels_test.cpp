@@ -107,6 +107,7 @@ TEST(CpuOps, GiveTheSameBytesOnEveryInstructionSetAndAnyThreads) {
     const Tensor loss = make.empty(DType::kF32, {n}), targets = make.ints(std::vector<int32_t>(n, 3));
     const Tensor bf16 = make.empty(DType::kBF16, {n, d}), m = make.empty(DType::kF32, {n, d}),
                  v = make.empty(DType::kF32, {n, d});
+    const Tensor rounded_m = make.empty(DType::kBF16, {n, d}), rounded_v = make.empty(DType::kBF16, {n, d});
     const Tensor table = make.empty(DType::kF32, {9, d}), rows = make.ints([] {
         std::vector<int32_t> at;
         for (int i = 0; i < 150; ++i) at.push_back(i * i % 9);
@@ -130,6 +131,12 @@ TEST(CpuOps, GiveTheSameBytesOnEveryInstructionSetAndAnyThreads) {
     expect_same_bytes_everywhere({bf16, y, m, v}, [&](CpuOps& ops) {
         ops.copy(y, x);
         ops.adamw(bf16, y, m, v, dy, {.learning_rate = 1e-2, .step = 3});
+    });
+    expect_same_bytes_everywhere({y, rounded_m, rounded_v}, [&](CpuOps& ops) {
+        ops.copy(y, x);
+        ops.fill(rounded_m, 0.01);
+        ops.fill(rounded_v, 0.02);
+        ops.adamw(y, y, rounded_m, rounded_v, dy, {.learning_rate = 1e-2, .step = 3});
     });
 }
 

@@ -76,6 +76,7 @@ TEST(MemoryPlan, MixedPrecisionTrainingHoldsEighteenBytesPerParameter) {
     EXPECT_EQ(bf16.total(), 18 * numbers);
     EXPECT_EQ(f32.total(), 16 * numbers);
     EXPECT_EQ(f32.masters, 0);
+    EXPECT_EQ(plan_training_state(config, DType::kBF16, DType::kBF16).total(), 14 * numbers);
     config.num_nextn_predict_layers = 1;
     EXPECT_EQ(plan_training_state(config, DType::kF32).weights, 4 * (numbers + count_parameters(config).mtp));
 }

@@ -116,6 +116,13 @@ TEST(TrainConfig, TheCheckpointsTypeIsTheTrainingsType) {
     EXPECT_EQ(with({"training.dtype=f32"}).model.config.torch_dtype, "float32");
 }
 
+TEST(TrainConfig, RoundedMomentsWantASecondMomentThatForgets) {
+    EXPECT_EQ(with({}).optimizer.moments, DType::kF32);
+    EXPECT_EQ(with({"optimizer.moments=bf16"}).optimizer.moments, DType::kBF16);
+    const std::vector<std::string> settings{"optimizer.moments=bf16", "optimizer.beta2=0.999"};
+    EXPECT_THROW((void)with(settings), Error);
+}
+
 TEST(TrainConfig, UnknownSectionsAndKeysAreNamedWithTheKnownOnes) {
     expect_contains(override_complaint("trainning.steps=3"), "trainning: is not a known section");
     const std::string key = override_complaint("training.step=3");
@@ -141,6 +148,7 @@ TEST(TrainConfig, WrongTypesAreNamed) {
     expect_contains(override_complaint("lr_scheduler.decay_at=[true]"), "must be a list of numbers");
     expect_contains(override_complaint("lr_scheduler.type=linear"), "\"linear\" is not one of constant, cosine, wsd, step, v3");
     expect_contains(override_complaint("training.dtype=fp8"), "\"fp8\" is not one of bf16, f32");
+    expect_contains(override_complaint("optimizer.moments=int8"), "\"int8\" is not one of bf16, f32");
     expect_contains(override_complaint("balance.loss=3"), "[[balance.loss]]");
     expect_contains(override_complaint("balance.loss=[3]"), "[[balance.loss]]");
     expect_contains(override_complaint("balance.loss=[{kind=\"best\"}]"), "is not one of expert, device");

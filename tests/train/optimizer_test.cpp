@@ -20,7 +20,9 @@ struct Bench {
     DeepSeek model{config.model.config};
     Optimizer optimizer;
 
-    explicit Bench(DType dtype) : optimizer(model, ops, dtype) { optimizer.initialize(3, 0.02); }
+    explicit Bench(DType dtype, DType moments = DType::kF32) : optimizer(model, ops, dtype, moments) {
+        optimizer.initialize(3, 0.02);
+    }
     // A gradient that differs from element to element.
     void make_gradients(int64_t step) {
         for (const Optimizer::State& state : optimizer.states()) {
@@ -105,6 +107,46 @@ TEST(Optimizer, Bf16ParametersAreTheRoundedMasters) {
         }
         EXPECT_GT(inexact, 1000) << "masters hold more than their parameters";
     }
+}
+
+TEST(Optimizer, Bf16MomentsAreThoseOfF32RoundedAfterTheStep) {
+    Bench wide(DType::kF32), narrow(DType::kF32, DType::kBF16);
+    AdamWStep rule = kRule;
+    for (Bench* bench : {&wide, &narrow}) {
+        bench->make_gradients(1);
+        bench->optimizer.step(rule);
+    }
+    int64_t inexact = 0;
+    for (size_t s = 0; s < wide.optimizer.states().size(); ++s) {
+        const Optimizer::State &exact = wide.optimizer.states()[s], &rounded = narrow.optimizer.states()[s];
+        if (!exact.param->trained()) continue;
+        ASSERT_EQ(values(rounded.master), values(exact.master)) << "the first step does not see the rounding";
+        for (const auto& [of, from] : {std::pair(rounded.m, exact.m), std::pair(rounded.v, exact.v)}) {
+            ASSERT_EQ(of.dtype, DType::kBF16);
+            for (int64_t i = 0; i < of.size(); ++i) {
+                const float number = from.as<float>()[i];
+                ASSERT_EQ(of.as<BFloat16>()[i].bits, BFloat16(number).bits) << exact.name << " " << i;
+                inexact += static_cast<float>(BFloat16(number)) != number ? 1 : 0;
+            }
+        }
+    }
+    EXPECT_GT(inexact, 1000);
+    rule.step = 2;
+    double square = 0, difference = 0;
+    for (Bench* bench : {&wide, &narrow}) {
+        bench->make_gradients(2);
+        bench->optimizer.step(rule);
+    }
+    for (size_t s = 0; s < wide.optimizer.states().size(); ++s) {
+        const std::vector<float> exact = values(wide.optimizer.states()[s].master),
+                                 rounded = values(narrow.optimizer.states()[s].master);
+        for (size_t i = 0; i < exact.size(); ++i) {
+            square += std::pow(static_cast<double>(exact[i]), 2);
+            difference += std::pow(static_cast<double>(exact[i]) - static_cast<double>(rounded[i]), 2);
+        }
+    }
+    EXPECT_GT(difference, 0);
+    EXPECT_LT(std::sqrt(difference / square), 2e-3) << "8 bits of a step of 1e-2";
 }
 
 TEST(Optimizer, TheGradientNormIsThatOfAllTensorsTogether) {

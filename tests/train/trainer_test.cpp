@@ -177,6 +177,26 @@ TEST(Trainer, WithoutItsMtpModuleASavedModelHasTheSameMainLosses) {
     std::filesystem::remove_all(folder);
 }
 
+TEST(Trainer, ARunWithRoundedMomentsGoesOnFromItsCheckpoint) {
+    const std::vector<std::string> settings{"training.dtype=bf16", "optimizer.moments=bf16"};
+    TinyRun whole(settings), first(settings), second(settings), other({"training.dtype=bf16"});
+    whole.steps(4);
+    first.steps(2);
+    const std::filesystem::path folder = fresh_folder("rounded_moments");
+    save_training_checkpoint(folder, first.model, first.ops, first.trainer.optimizer(), first.trainer.state(), {});
+    const std::filesystem::path saved = training_checkpoints(folder).back();
+    second.trainer.restore(load_training_checkpoint(saved, second.model, second.ops, second.trainer.optimizer()));
+    second.steps(2);
+    EXPECT_TRUE(second.weights() == whole.weights());
+    try {
+        (void)load_training_checkpoint(saved, other.model, other.ops, other.trainer.optimizer());
+        FAIL() << "moments of another type";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("optimizer.moments"), std::string::npos) << error.what();
+    }
+    std::filesystem::remove_all(folder);
+}
+
 TEST(Trainer, AGradientThatIsNotANumberStopsBeforeTheWeightsChange) {
     TinyRun run;
     run.steps(1);
