@@ -31,16 +31,19 @@ class GrpoResume : public testing::Test {
 protected:
     fs::path base = fresh_folder("grpo_resume");
     Rng rng{5, 0};
+    inline static fs::path whole_run;  // made once for all tests
     static const fs::path& whole() {
-        static const fs::path folder = [] {
-            const fs::path made = fresh_folder("grpo_whole");
-            const Outcome outcome = grpo(made, {"--threads", "1"});
+        if (whole_run.empty()) {
+            whole_run = fresh_folder("grpo_whole");
+            const Outcome outcome = grpo(whole_run, {"--threads", "1"});
             EXPECT_EQ(outcome.code, 0) << outcome.said;
-            return made;
-        }();
-        return folder;
+        }
+        return whole_run;
     }
-    static void TearDownTestSuite() { fs::remove_all(whole()); }
+    static void TearDownTestSuite() {
+        fs::remove_all(whole_run);
+        whole_run.clear();
+    }
     void TearDown() override { fs::remove_all(base); }
 };
 

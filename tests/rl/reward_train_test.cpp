@@ -46,20 +46,23 @@ double value_of(const StepMetrics& metrics, const std::string& name) {
 // One training for all tests.
 class RewardTraining : public testing::Test {
 protected:
+    inline static fs::path trained_folder;
     static const fs::path& base() {
-        static const fs::path folder = [] {
-            const fs::path made = fresh_folder("reward");
+        if (trained_folder.empty()) {
+            trained_folder = fresh_folder("reward");
             EXPECT_EQ(fathom_says({"data", "countdown", "--count", "2", "--largest", "40", "--train", "2000", "--valid", "200",
-                                   "--seed", "3", "--out", (made / "data").string()})
+                                   "--seed", "3", "--out", (trained_folder / "data").string()})
                           .code,
                       0);
-            const Outcome outcome = train_reward(made / "whole", data(made) + Settings{"--threads", "1"});
+            const Outcome outcome = train_reward(trained_folder / "whole", data(trained_folder) + Settings{"--threads", "1"});
             EXPECT_EQ(outcome.code, 0) << outcome.said;
-            return made;
-        }();
-        return folder;
+        }
+        return trained_folder;
     }
-    static void TearDownTestSuite() { fs::remove_all(base()); }
+    static void TearDownTestSuite() {
+        fs::remove_all(trained_folder);
+        trained_folder.clear();
+    }
 
     static Settings data(const fs::path& folder) {
         return {"data.train=" + (folder / "data/pairs.jsonl").string(),
@@ -98,11 +101,8 @@ TEST_F(RewardTraining, LearnsWhatLengthsDoNotTell) {
 
 TEST_F(RewardTraining, KillingItEndsWithTheSameBytes) {
     const fs::path run = base() / "resumed";
-    {
-        Training part(run, data(base()), "reward train", kConfig);
-        ASSERT_TRUE(part.reaches([&] { return !training_checkpoints(run / "checkpoints").empty(); })) << part.said();
-        EXPECT_EQ(part.stop(SIGKILL), -SIGKILL);
-    }
+    const auto saved = [&] { return !training_checkpoints(run / "checkpoints").empty(); };
+    ASSERT_NO_FATAL_FAILURE(kill_when(saved, run, data(base()), "reward train", kConfig));
     const Outcome rest = train_reward(run, data(base()) + Settings{"--resume", "auto"});
     EXPECT_EQ(rest.code, 0) << rest.said;
     expect_same_files(run / "checkpoints", base() / "whole/checkpoints");

@@ -19,11 +19,8 @@ Outcome run_verb(const std::string& verb, const char* config, const fs::path& fo
 
 // Kills the run as soon as it has saved something, and lets another process end it.
 void kill_and_resume(const std::string& verb, const char* config, const fs::path& folder, const Settings& settings) {
-    {
-        Training part(folder, settings, verb, config);
-        ASSERT_TRUE(part.reaches([&] { return !training_checkpoints(folder / "checkpoints").empty(); })) << part.said();
-        EXPECT_EQ(part.stop(SIGKILL), -SIGKILL);
-    }
+    const auto saved = [&] { return !training_checkpoints(folder / "checkpoints").empty(); };
+    ASSERT_NO_FATAL_FAILURE(kill_when(saved, folder, settings, verb, config));
     const Outcome rest = run_verb(verb, config, folder, settings + Settings{"--resume", "auto"});
     EXPECT_EQ(rest.code, 0) << rest.said;
 }

@@ -42,17 +42,20 @@ protected:
     fs::path base = fresh_folder("resume");
     inline static const Settings kSmooth{"lr_scheduler.type=cosine", "training.mtp_lambda_final=0.1", "checkpoint.keep=9"};
 
-    // The run that nothing disturbs; made once.
+    // The run that nothing disturbs; made once for all tests.
+    inline static fs::path whole_run;
     static const fs::path& whole() {
-        static const fs::path folder = [] {
-            const fs::path made = fresh_folder("whole");
-            const Outcome outcome = train(made, kSmooth + Settings{"--threads", "1"});
+        if (whole_run.empty()) {
+            whole_run = fresh_folder("whole");
+            const Outcome outcome = train(whole_run, kSmooth + Settings{"--threads", "1"});
             EXPECT_EQ(outcome.code, 0) << outcome.said;
-            return made;
-        }();
-        return folder;
+        }
+        return whole_run;
     }
-    static void TearDownTestSuite() { fs::remove_all(whole()); }
+    static void TearDownTestSuite() {
+        fs::remove_all(whole_run);
+        whole_run.clear();
+    }
     void TearDown() override { fs::remove_all(base); }
 
     [[nodiscard]] fs::path run() const { return base / "run"; }
@@ -81,9 +84,7 @@ TEST_F(Resume, TheRunFolderHoldsWhatItShould) {
 }
 
 TEST_F(Resume, HalfARunKilledAndResumedEndsWithTheSameBytes) {
-    Training half(run(), kSmooth);
-    ASSERT_TRUE(half.reaches([&] { return fs::exists(run() / "checkpoints/step-00000010"); })) << half.said();
-    EXPECT_EQ(half.stop(SIGKILL), -SIGKILL);
+    ASSERT_NO_FATAL_FAILURE(kill_when([&] { return fs::exists(run() / "checkpoints/step-00000010"); }, run(), kSmooth));
     const Outcome rest = train(run(), kSmooth + Settings{"--resume", "auto"});
     EXPECT_EQ(rest.code, 0) << rest.said;
     expect_same_files(run() / "checkpoints", whole() / "checkpoints");

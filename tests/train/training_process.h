@@ -87,6 +87,23 @@ private:
     bool ended_ = false;
 };
 
+// Begins a run and kills it once `state` has come true; begins anew where the run was over before the signal came.
+inline void kill_when(const std::function<bool()>& state, const fs::path& folder, const Settings& settings,
+                      const std::string& verb = "train", const std::string& config = FATHOM_TEST_DATA "/resume.toml") {
+    constexpr int kAttempts = 20;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+        {
+            Training part(folder, settings, verb, config);
+            const bool reached = part.reaches(state);
+            const int code = part.stop(SIGKILL);
+            if (code == -SIGKILL && reached) return;
+            ASSERT_EQ(code, 0) << part.said();
+        }
+        fs::remove_all(folder);
+    }
+    FAIL() << folder << ": every one of " << kAttempts << " runs was over before it could be killed";
+}
+
 // Steps that a run has told of. Not by read_text, which maps the file: a run that goes on cuts it.
 inline int64_t steps_told(const fs::path& run) {
     std::ifstream metrics(run / "metrics.jsonl");
