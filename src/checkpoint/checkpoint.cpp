@@ -83,8 +83,11 @@ private:
     }
 
     [[nodiscard]] Weight packed(const std::string& name, const Param& param) {
-        const bool paged = options_.page_experts && name.find(".experts.") != std::string::npos;
-        return paged ? param.weight : packed_plain(name, param, ops_, *loaded_.weights);
+        return paged(name) ? param.weight : packed_plain(name, param, ops_, *loaded_.weights);
+    }
+    // Whether it is read from the file when it is needed.
+    [[nodiscard]] bool paged(const std::string& name) const {
+        return options_.page_experts && name.find(".experts.") != std::string::npos;
     }
 
     // Whole numbers in groups, where config.json speaks of them and the files have them for this matrix. A plain tensor of the
@@ -105,7 +108,7 @@ private:
             else
                 param.weight = integers_for_device(*stored, name, param);
             // Not packed after all: where it lasts.
-            if (param.weight.scheme == Scheme::kBlocks && &integers_arena() == &unpacked_)
+            if (param.weight.codes.data == stored->codes.data && &integers_arena() == &unpacked_)
                 param.weight = *read(*loaded_.weights);
         } catch (const Error& error) {
             problems_.emplace_back(error.what());
@@ -113,10 +116,9 @@ private:
         return true;
     }
 
-    // Where a layout is unpacked to: memory that need not last where the numbers go elsewhere, MXFP4's into panels.
+    // Where a layout is unpacked to: memory that need not last where the numbers go elsewhere, on the CPU into panels.
     [[nodiscard]] Arena& integers_arena() {
-        const bool panels = options_.pack && integer_layout(*quantization_) == IntegerLayout::kMxfp4;
-        if (ops_.sees_host_memory() && !options_.dtype && !panels) return *loaded_.weights;
+        if (ops_.sees_host_memory() && !options_.dtype && !options_.pack) return *loaded_.weights;
         unpacked_.clear();
         return unpacked_;
     }
@@ -124,11 +126,11 @@ private:
     [[nodiscard]] Weight integers_for_device(const Weight& stored, const std::string& name, const Param& param) {
         if (options_.dtype) return in_numbers(stored, param, *options_.dtype);
         if (!ops_.sees_host_memory()) return on_device(stored, name, param);
-        // Into heads: as it is, but blocks where heads are whole panels.
+        // Into heads: as it is, unless heads are whole panels.
         const auto& c = loaded_.config;
-        const bool panels = stored.scheme == Scheme::kBlocks && c.qk_nope_head_dim % Weight::kPanelRows == 0 &&
-                            c.v_head_dim % Weight::kPanelRows == 0;
-        const bool cut = name.ends_with(kBothWays) && !panels;
+        const bool whole = c.qk_nope_head_dim % Weight::kPanelRows == 0 && c.v_head_dim % Weight::kPanelRows == 0;
+        const bool cut = name.ends_with(kBothWays) && !whole;
+        if (stored.scheme == Scheme::kGroups && paged(name)) return stored;
         return options_.pack && !cut ? ops_.pack(stored, *loaded_.weights) : stored;
     }
 

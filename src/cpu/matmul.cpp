@@ -265,10 +265,13 @@ Weight CpuOps::pack(const Weight& w, Arena& arena) {
         pack_weight(packed.codes, w, pool_);
         return packed;
     }
-    if (!has_panels(w)) return w;
-    const int64_t blocks = w.in_features() / traits_of(w.block).elements;
+    const BlockType type = panels_of(w);
+    if (type == BlockType::kNone) return w;
+    const BlockTraits& traits = traits_of(type);
+    packed = Weight(arena.allocate(DType::kU8, {w.out_features() / Weight::kPanelRows,
+                                                w.in_features() / traits.elements * traits.panel_bytes}),
+                    type);
     packed.scheme = Scheme::kPanels;
-    packed.codes = arena.allocate(DType::kU8, {w.out_features() / Weight::kPanelRows, blocks * traits_of(w.block).panel_bytes});
     pack_weight(packed.codes, w, pool_);
     return packed;
 }

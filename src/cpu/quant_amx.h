@@ -170,7 +170,7 @@ private:
         else
             return &multiply_type<T>;
     }
-    static constexpr auto kTypes = make_types(std::make_index_sequence<static_cast<size_t>(BlockType::kMxfp4)>{});
+    static constexpr auto kTypes = make_types(std::make_index_sequence<static_cast<size_t>(kLastBlockType)>{});
 };
 
 }  // namespace

@@ -45,7 +45,7 @@ template <size_t... I>
 constexpr std::array<DecodeType, sizeof...(I)> make_types(std::index_sequence<I...>) {
     return {&decode_type<static_cast<BlockType>(I + 1)>...};
 }
-constexpr auto kTypes = make_types(std::make_index_sequence<static_cast<size_t>(BlockType::kMxfp4)>{});
+constexpr auto kTypes = make_types(std::make_index_sequence<static_cast<size_t>(kLastBlockType)>{});
 
 }  // namespace
 

@@ -55,7 +55,7 @@ struct Lanes8 {
         PanelStep step;
         for (int64_t s = 0; s < tile.steps; ++s) {
             const uint8_t* const block = panel + s / traits.steps * traits.block_bytes();
-            unpack_codes(to, block + traits.half_bytes() + s % traits.steps * traits.step_bytes(), traits, table);
+            unpack_codes(to, block + traits.head_bytes() + s % traits.steps * traits.step_bytes(), traits, table);
             unpack_factors(step, tile.type, panel, s);
             std::memcpy(to + kCodes, step.scale, factors);
             if (traits.has_offset()) std::memcpy(to + kCodes + factors, step.offset, factors);

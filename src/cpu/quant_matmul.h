@@ -37,7 +37,7 @@ void multiply_quantized(std::span<const QuantProduct> products, QuantForm form, 
 // y[0:in] = row `row` of a quantized weight.
 void decode_weight_row(float* y, const Weight& w, int64_t row);
 
-// `to` [out / 16, ...] = the panels of w (has_panels or has_number_panels).
+// `to` [out / 16, ...] = the panels of w (panels_of or has_number_panels).
 void pack_weight(const Tensor& to, const Weight& w, ThreadPool& pool);
 
 }  // namespace fathom

@@ -104,6 +104,12 @@ float half_at(const uint8_t* from) {
     return static_cast<float>(half);
 }
 
+float float_at(const uint8_t* from) {
+    float number = 0;
+    std::memcpy(&number, from, sizeof number);
+    return number;
+}
+
 int six_bits(int low, int top) { return low | top << 4; }
 
 // The byte of group g that the panel keeps: its scale, in Q2_K with its minimum.
@@ -138,7 +144,7 @@ uint8_t min_byte(const uint8_t* block, int64_t g) {
 void put_factors(BlockType type, uint8_t* to, const uint8_t* block, int64_t r) {
     const PanelTraits traits = panel_traits(type);
     const int64_t groups = traits.groups_per_step();
-    uint8_t* scales = to + traits.half_bytes() + traits.code_bytes() + r;
+    uint8_t* scales = to + traits.head_bytes() + traits.code_bytes() + r;
     if (traits.factors == PanelFactors::kE8m0) {
         *scales = block[0];
         return;
@@ -153,16 +159,17 @@ void put_factors(BlockType type, uint8_t* to, const uint8_t* block, int64_t r) {
         }
 }
 
-// Group g of a step, lane r: `halves` begin its block, `scales` are the step's, lane r.
-void get_factors(float& scale, float& offset, BlockType type, const uint8_t* halves, const uint8_t* scales, int64_t g,
+// Group g of a step, lane r: `head` begins its block, `scales` are the step's, lane r.
+void get_factors(float& scale, float& offset, BlockType type, const uint8_t* head, const uint8_t* scales, int64_t g,
                  int64_t r) {
     using enum PanelFactors;
     const PanelTraits traits = panel_traits(type);
-    const float d = traits.factors == kE8m0 ? 1.0f : half_at(halves + 2 * r);
-    const float m = traits.has_offset() ? half_at(halves + 2 * kPanelLanes + 2 * r) : 0.0f;
+    const auto number = [&](const uint8_t* from) { return traits.wide() ? float_at(from + 4 * r) : half_at(from + 2 * r); };
+    const float d = traits.factors == kE8m0 ? 1.0f : number(head);
+    const float m = traits.has_offset() ? number(head + traits.factor_bytes()) : 0.0f;
     scale = d;
     offset = traits.has_offset() ? m : -0.0f;  // x + -0 is x
-    if (traits.factors == kHalf || traits.factors == kHalfMin) return;
+    if (traits.of_block()) return;
     const int code = scales[kPanelLanes * g];
     switch (traits.factors) {
         case kE8m0:  // code < 2 gives subnormal numbers
@@ -190,7 +197,7 @@ void pack_lane(uint8_t* to, const uint8_t* block, int64_t blocks, int64_t r) {
     const int64_t bytes = traits_of(T).bytes;
     for (; blocks > 0; --blocks, block += bytes, to += kTraits.block_bytes()) {
         put_factors(T, to, block, r);
-        uint8_t* step = to + kTraits.half_bytes();
+        uint8_t* step = to + kTraits.head_bytes();
         for (int64_t i = 0; i < kTraits.steps * kPanelStep; step += kTraits.step_bytes()) {
             uint32_t four[kQuads];
 #pragma GCC unroll 8
@@ -204,42 +211,96 @@ template <size_t... I>
 constexpr std::array<PackLane, sizeof...(I)> make_lanes(std::index_sequence<I...>) {
     return {&pack_lane<static_cast<BlockType>(I + 1)>...};
 }
-constexpr auto kPackLanes = make_lanes(std::make_index_sequence<static_cast<size_t>(BlockType::kMxfp4)>{});
+constexpr auto kPackLanes = make_lanes(std::make_index_sequence<static_cast<size_t>(kLastBlockOfFiles)>{});
+
+// The unsigned codes of columns i to i + 3 of a row of kGroups.
+uint32_t four_integers(const uint8_t* row, int64_t i, int bits) {
+    if (bits == 8) return load4(row + i) ^ 0x80 * kEach;
+    const uint32_t low = row[i / 2], high = row[i / 2 + 1];  // even columns in the low nibbles
+    return (low & 15) | (low >> 4) << 8 | (high & 15) << 16 | (high >> 4) << 24;
+}
+
+float number_of(const Tensor& x, int64_t row, int64_t column) {
+    const int64_t at = row * x.stride[0] + column;
+    if (x.dtype == DType::kF32) return x.as<const float>()[at];
+    if (x.dtype == DType::kF16) return static_cast<float>(x.as<const Float16>()[at]);
+    return static_cast<float>(x.as<const BFloat16>()[at]);
+}
+
+// Row `row` of kGroups as lane r of all blocks. Where groups are longer than blocks, several blocks have one scale.
+template <int kBits>
+void pack_integers(uint8_t* to, const Weight& w, int64_t row, BlockType type, int64_t r) {
+    const PanelTraits traits = panel_traits(type);
+    const int64_t elements = traits.steps * kPanelStep, group = w.in_features() / w.scales.dim(1);
+    const auto* const codes = w.codes.as<const uint8_t>() + row * w.codes.stride[0];
+    for (int64_t i = 0; i < w.in_features(); to += traits.block_bytes()) {
+        const float scale = number_of(w.scales, row, i / group);
+        std::memcpy(to + 4 * r, &scale, sizeof scale);
+        if (traits.has_offset()) {
+            const float offset =
+                -(scale * static_cast<float>(w.zeros.as<const uint8_t>()[row * w.zeros.stride[0] + i / group]));
+            std::memcpy(to + traits.factor_bytes() + 4 * r, &offset, sizeof offset);
+        }
+        uint8_t* step = to + traits.head_bytes();
+        for (const int64_t end = i + elements; i < end; step += traits.step_bytes()) {
+            uint32_t four[kQuads];
+            for (int64_t q = 0; q < kQuads; ++q, i += 4) four[q] = four_integers(codes, i, kBits);
+            put_step<kBits>(step, r, four);
+        }
+    }
+}
+
+// The longest block that groups of so many columns consist of.
+BlockType integer_panels(int64_t group, bool eight_bits, bool zeros) {
+    using enum BlockType;
+    if (eight_bits) return group % 128 == 0 ? kInt8By128 : kInt8By32;
+    if (zeros) return group % 128 == 0 ? kInt4ZeroBy128 : group % 64 == 0 ? kInt4ZeroBy64 : kInt4ZeroBy32;
+    return group % 128 == 0 ? kInt4By128 : group % 64 == 0 ? kInt4By64 : kInt4By32;
+}
 
 }  // namespace
 
-bool has_panels(const Weight& w) {
-    return w.scheme == Scheme::kBlocks && traits_of(w.block).panel_bytes > 0 && w.out_features() % kPanelLanes == 0;
+BlockType panels_of(const Weight& w) {
+    if (w.codes.rank != 2 || w.out_features() % kPanelLanes != 0) return BlockType::kNone;
+    if (w.scheme == Scheme::kBlocks) return traits_of(w.block).panel_bytes > 0 ? w.block : BlockType::kNone;
+    if (w.scheme != Scheme::kGroups) return BlockType::kNone;
+    const bool eight_bits = w.codes.dtype == DType::kI8, zeros = w.zeros.defined();
+    const int64_t group = w.in_features() / w.scales.dim(1);
+    if (group % kPanelStep != 0 || (eight_bits && zeros)) return BlockType::kNone;
+    return integer_panels(group, eight_bits, zeros);
 }
 
 void pack_panel(uint8_t* to, const Weight& w, int64_t panel) {
-    const BlockTraits& block = traits_of(w.block);
-    const PanelTraits traits = panel_traits(w.block);
+    const BlockType type = panels_of(w);
+    const BlockTraits& block = traits_of(type);
+    const PanelTraits traits = panel_traits(type);
     check(traits.block_bytes() == block.panel_bytes && traits.steps * kPanelStep == block.elements,
           "pack_panel: the traits of a block type disagree");
-    const int64_t blocks = w.codes.dim(1) / block.bytes;
+    const int64_t blocks = w.in_features() / block.elements;
     std::memset(to, 0, static_cast<size_t>(blocks * block.panel_bytes));
     for (int64_t r = 0; r < kPanelLanes; ++r) {
-        const auto* row = w.codes.as<const uint8_t>() + (panel * kPanelLanes + r) * w.codes.stride[0];
-        kPackLanes[static_cast<size_t>(w.block) - 1](to, row, blocks, r);
+        const int64_t row = panel * kPanelLanes + r;
+        if (w.scheme == Scheme::kBlocks)
+            kPackLanes[static_cast<size_t>(type) - 1](to, w.codes.as<const uint8_t>() + row * w.codes.stride[0], blocks, r);
+        else
+            (traits.bits == 8 ? pack_integers<8> : pack_integers<4>)(to, w, row, type, r);
     }
 }
 
 void unpack_factors(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step) {
     const PanelTraits traits = panel_traits(type);
-    const uint8_t* const halves = panel + step / traits.steps * traits.block_bytes();
-    const uint8_t* const scales =
-        halves + traits.half_bytes() + step % traits.steps * traits.step_bytes() + traits.code_bytes();
+    const uint8_t* const head = panel + step / traits.steps * traits.block_bytes();
+    const uint8_t* const scales = head + traits.head_bytes() + step % traits.steps * traits.step_bytes() + traits.code_bytes();
     for (const int64_t half : {0, 1})
         for (int64_t r = 0; r < kPanelLanes; ++r)
-            get_factors(out.scale[half][r], out.offset[half][r], type, halves, scales + r, traits.half_groups ? half : 0, r);
+            get_factors(out.scale[half][r], out.offset[half][r], type, head, scales + r, traits.half_groups ? half : 0, r);
 }
 
 void unpack_step(PanelStep& out, BlockType type, const uint8_t* panel, int64_t step) {
     const PanelTraits traits = panel_traits(type);
     const PanelTable table = table_of(type);
     const uint8_t* const codes =
-        panel + step / traits.steps * traits.block_bytes() + traits.half_bytes() + step % traits.steps * traits.step_bytes();
+        panel + step / traits.steps * traits.block_bytes() + traits.head_bytes() + step % traits.steps * traits.step_bytes();
     for (int64_t k = 0; k < kPanelStep; ++k)
         for (int64_t r = 0; r < kPanelLanes; ++r) {
             const int code = get_code(codes, traits.bits, k, r);

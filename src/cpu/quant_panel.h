@@ -3,7 +3,8 @@
 //
 // A panel holds the blocks of 16 rows in the order in which they are met, one stream of bytes: any second one (the factors
 // behind all codes, or two panels at a time) halves what the hardware's prefetch brings (docs/performance.md).
-//   a block           16 halves d, where the type has a minimum 16 halves m, then its steps of 32 columns
+//   a block           16 halves d, where the type has a minimum 16 halves m (numbers in f32 where it is no type of files), then
+//                     its steps of 32 columns
 //   a step            its codes, then the scales of its groups of columns, a byte each (PanelFactors)
 //   codes of a step   unsigned, in eight quads: quad q, place 4 r + j is column 4 q + j of row r. 64 bytes for each bit:
 //                       8 bits   a byte each, quad after quad
@@ -30,6 +31,8 @@ enum class PanelFactors : uint8_t {
     kSigned,     // scale d s, s a signed byte per group
     kScaleMin,   // scale d s, offset -(m t): the s of the step's groups, then their t
     kNibbleMin,  // the same, s and t the low and high nibble of one byte
+    kFloat,      // scale d in f32
+    kFloatMin,   // the same, and an offset in f32
 };
 
 struct PanelTraits {
@@ -45,17 +48,24 @@ struct PanelTraits {
     [[nodiscard]] constexpr int64_t code_bytes() const { return 64 * bits; }  // of a step
     [[nodiscard]] constexpr int64_t groups_per_step() const { return half_groups ? 2 : 1; }
     [[nodiscard]] constexpr bool has_offset() const {
-        return factors == PanelFactors::kHalfMin || factors == PanelFactors::kScaleMin || factors == PanelFactors::kNibbleMin;
+        return factors == PanelFactors::kHalfMin || factors == PanelFactors::kScaleMin || factors == PanelFactors::kNibbleMin ||
+               factors == PanelFactors::kFloatMin;
     }
-    // Bytes before a block's steps.
-    [[nodiscard]] constexpr int64_t half_bytes() const {
-        return factors == PanelFactors::kE8m0 ? 0 : has_offset() ? 4 * kPanelLanes : 2 * kPanelLanes;
+    [[nodiscard]] constexpr bool wide() const { return factors == PanelFactors::kFloat || factors == PanelFactors::kFloatMin; }
+    // Whether a block's first factors are all: its steps have none of their own.
+    [[nodiscard]] constexpr bool of_block() const {
+        return wide() || factors == PanelFactors::kHalf || factors == PanelFactors::kHalfMin;
     }
+    // Bytes before a block's steps: 16 factors, then 16 offsets.
+    [[nodiscard]] constexpr int64_t head_bytes() const {
+        return factors == PanelFactors::kE8m0 ? 0 : (has_offset() ? 2 : 1) * factor_bytes();
+    }
+    [[nodiscard]] constexpr int64_t factor_bytes() const { return (wide() ? 4 : 2) * kPanelLanes; }
     [[nodiscard]] constexpr int64_t step_bytes() const {
-        const bool scales = factors != PanelFactors::kHalf && factors != PanelFactors::kHalfMin;
+        const bool scales = !of_block();
         return code_bytes() + (scales ? kPanelLanes * groups_per_step() * (factors == PanelFactors::kScaleMin ? 2 : 1) : 0);
     }
-    [[nodiscard]] constexpr int64_t block_bytes() const { return half_bytes() + steps * step_bytes(); }  // of 16 rows
+    [[nodiscard]] constexpr int64_t block_bytes() const { return head_bytes() + steps * step_bytes(); }  // of 16 rows
 };
 
 [[nodiscard]] constexpr PanelTraits panel_traits(BlockType type) {
@@ -85,6 +95,22 @@ struct PanelTraits {
             return {4, kSigned, 128, false, true, 8, 0, 8};
         case BlockType::kMxfp4:
             return {4, kE8m0, 12, false, true, 1, 0, 1};
+        case BlockType::kInt8By32:
+            return {8, kFloat, 128, false, false, 1, 0, 0};
+        case BlockType::kInt8By128:
+            return {8, kFloat, 128, false, false, 4, 0, 0};
+        case BlockType::kInt4By32:
+            return {4, kFloat, 8, false, false, 1, 0, 0};
+        case BlockType::kInt4By64:
+            return {4, kFloat, 8, false, false, 2, 0, 0};
+        case BlockType::kInt4By128:
+            return {4, kFloat, 8, false, false, 4, 0, 0};
+        case BlockType::kInt4ZeroBy32:
+            return {4, kFloatMin, 0, false, false, 1, 0, 0};
+        case BlockType::kInt4ZeroBy64:
+            return {4, kFloatMin, 0, false, false, 2, 0, 0};
+        case BlockType::kInt4ZeroBy128:
+            return {4, kFloatMin, 0, false, false, 4, 0, 0};
         default:
             return {8, kHalf, 128, false, false, 1, 0, 2};  // Q8_0
     }
@@ -99,10 +125,11 @@ struct PanelTable {
     return {{1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241}};
 }
 
-// A weight of kBlocks that has panels: a type with traits_of(type).panel_bytes, a multiple of 16 rows.
-[[nodiscard]] bool has_panels(const Weight& w);
+// The type of the panels that a weight of kBlocks or kGroups can have, a multiple of 16 rows; kNone: none. Groups of whole
+// numbers are multiples of 32 columns; of several types it is the one with the fewest scales.
+[[nodiscard]] BlockType panels_of(const Weight& w);
 
-// Writes rows [16 panel, 16 panel + 16) of `w` (kBlocks) to `to`, traits_of(w.block).panel_bytes times the blocks of a row.
+// Writes rows [16 panel, 16 panel + 16) of `w` to `to`, traits_of(panels_of(w)).panel_bytes times the blocks of a row.
 void pack_panel(uint8_t* to, const Weight& w, int64_t panel);
 
 // y[r, 0:in] = rows [first, last) of a panel of `steps` steps, `stride` floats apart.

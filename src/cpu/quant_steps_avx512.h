@@ -19,11 +19,16 @@ constexpr PanelTraits kTraits = panel_traits(T);
 
 // A scale has at most 22 bits and three times it no more exponent than f32: a half, or a half times a byte.
 template <BlockType T>
-constexpr bool kShortScaleOf = kTraits<T>.factors != PanelFactors::kE8m0;
+constexpr bool kShortScaleOf = kTraits<T>.factors != PanelFactors::kE8m0 && !kTraits<T>.wide();
 
 // ---- codes and factors ---------------------------------------------------------------------------------------------------
 
-__m512 halves(const uint8_t* from) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
+// 16 factors of a block.
+template <BlockType T>
+__m512 block_factors(const uint8_t* from) {
+    if constexpr (kTraits<T>.wide()) return _mm512_loadu_ps(from);
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
 __m128i bytes(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
 __m512 unsigned_numbers(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)); }
 __m512 signed_numbers(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
@@ -83,7 +88,7 @@ Quads pair(const uint8_t* codes) {
 template <BlockType T>
 __m512 scale_of(__m512 d, const uint8_t* scales, int g) {
     constexpr PanelFactors kKind = kTraits<T>.factors;
-    if constexpr (kKind == PanelFactors::kHalf || kKind == PanelFactors::kHalfMin) return d;
+    if constexpr (kTraits<T>.of_block()) return d;
     const __m128i codes = bytes(scales + kPanelLanes * g);
     if constexpr (kKind == PanelFactors::kE8m0) {  // 2^(e - 128); e < 2 gives subnormal numbers
         const __m512i e = _mm512_cvtepu8_epi32(codes), one = _mm512_set1_epi32(1);
@@ -101,7 +106,7 @@ __m512 scale_of(__m512 d, const uint8_t* scales, int g) {
 template <BlockType T>
 __m512 offset_of(__m512 m, const uint8_t* scales, int g) {
     constexpr PanelFactors kKind = kTraits<T>.factors;
-    if constexpr (kKind == PanelFactors::kHalfMin) return m;
+    if constexpr (kTraits<T>.of_block()) return m;
     if constexpr (kKind == PanelFactors::kNibbleMin) {
         const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes(scales + kPanelLanes * g), 4), _mm_set1_epi8(15));
         return negative(_mm512_mul_ps(m, unsigned_numbers(high)));
@@ -127,9 +132,9 @@ public:
             for (const uint8_t* const end = at_ + kTraits<T>.step_bytes() + kAhead; fetched_ < end; fetched_ += kLine)
                 _mm_prefetch(fetched_, _MM_HINT_T1);
         if (in_block_ != 0) return;
-        if constexpr (kTraits<T>.half_bytes() > 0) d_ = halves(at_);
-        if constexpr (kHasOffset) m_ = halves(at_ + 2 * kPanelLanes);
-        at_ += kTraits<T>.half_bytes();
+        if constexpr (kTraits<T>.head_bytes() > 0) d_ = block_factors<T>(at_);
+        if constexpr (kHasOffset) m_ = block_factors<T>(at_ + kTraits<T>.factor_bytes());
+        at_ += kTraits<T>.head_bytes();
     }
     [[gnu::always_inline]] inline void next() {
         at_ += kTraits<T>.step_bytes();

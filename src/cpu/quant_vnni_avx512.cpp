@@ -171,7 +171,7 @@ constexpr std::array<Multiply, sizeof...(I)> make_types(std::index_sequence<I...
     return {&multiply_type<static_cast<BlockType>(I + 1), Fetching>...};
 }
 template <bool Fetching>
-constexpr auto kTypes = make_types<Fetching>(std::make_index_sequence<static_cast<size_t>(BlockType::kMxfp4)>{});
+constexpr auto kTypes = make_types<Fetching>(std::make_index_sequence<static_cast<size_t>(kLastBlockType)>{});
 
 template <bool Fetching>
 void multiply(const PanelTile& tile, uint8_t* scratch) {

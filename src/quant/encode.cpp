@@ -296,10 +296,10 @@ void encode_block(BlockType type, const float* x, const float* w, uint8_t* to) {
             return encode_iq4xs(x, w, to);
         case BlockType::kMxfp4:
             return encode_mxfp4(x, to);
-        case BlockType::kNone:
+        default:  // not of files
             break;
     }
-    check(false, "encode_blocks: not a block type");
+    check(false, "encode_blocks: not a block type of files");
 }
 
 }  // namespace

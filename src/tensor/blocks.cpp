@@ -13,20 +13,17 @@
 namespace fathom {
 namespace {
 
-constexpr std::array<BlockTraits, 14> kTraits{{{"none", 0xffffffff, 1, 1, 0},
-                                               {"Q4_0", 2, 32, 18, 288},
-                                               {"Q4_1", 3, 32, 20, 320},
-                                               {"Q5_0", 6, 32, 22, 352},
-                                               {"Q5_1", 7, 32, 24, 384},
-                                               {"Q8_0", 8, 32, 34, 544},
-                                               {"Q2_K", 10, 256, 84, 1344},
-                                               {"Q3_K", 11, 256, 110, 1824},
-                                               {"Q4_K", 12, 256, 144, 2368},
-                                               {"Q5_K", 13, 256, 176, 2880},
-                                               {"Q6_K", 14, 256, 210, 3360},
-                                               {"IQ4_NL", 20, 32, 18, 288},
-                                               {"IQ4_XS", 23, 256, 136, 2208},
-                                               {"MXFP4", 39, 32, 17, 272}}};
+constexpr uint32_t kNoFile = 0xffffffff;
+constexpr std::array<BlockTraits, static_cast<size_t>(kLastBlockType) + 1> kTraits{
+    {{"none", kNoFile, 1, 1, 0},      {"Q4_0", 2, 32, 18, 288},      {"Q4_1", 3, 32, 20, 320},
+     {"Q5_0", 6, 32, 22, 352},        {"Q5_1", 7, 32, 24, 384},      {"Q8_0", 8, 32, 34, 544},
+     {"Q2_K", 10, 256, 84, 1344},     {"Q3_K", 11, 256, 110, 1824},  {"Q4_K", 12, 256, 144, 2368},
+     {"Q5_K", 13, 256, 176, 2880},    {"Q6_K", 14, 256, 210, 3360},  {"IQ4_NL", 20, 32, 18, 288},
+     {"IQ4_XS", 23, 256, 136, 2208},  {"MXFP4", 39, 32, 17, 272},    {"int8", kNoFile, 32, 0, 576},
+     {"int8", kNoFile, 128, 0, 2112}, {"int4", kNoFile, 32, 0, 320}, {"int4", kNoFile, 64, 0, 576},
+     {"int4", kNoFile, 128, 0, 1088}, {"int4", kNoFile, 32, 0, 384}, {"int4", kNoFile, 64, 0, 640},
+     {"int4", kNoFile, 128, 0, 1152}}};
+constexpr auto kTypesOfFiles = static_cast<size_t>(kLastBlockOfFiles) + 1;
 
 // The non-linear 4-bit values of IQ4, and e2m1 (OCP MX) doubled.
 constexpr std::array<int8_t, 16> kIq4Values{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -163,7 +160,7 @@ void split_iq4xs(const uint8_t* p, BlockCodes& out) {
 const BlockTraits& traits_of(BlockType type) { return kTraits[static_cast<size_t>(type)]; }
 
 std::optional<BlockType> block_type_of_ggml(uint32_t ggml_type) {
-    for (size_t i = 1; i < kTraits.size(); ++i)
+    for (size_t i = 1; i < kTypesOfFiles; ++i)
         if (kTraits[i].ggml_type == ggml_type) return static_cast<BlockType>(i);
     return std::nullopt;
 }
@@ -172,7 +169,7 @@ std::optional<BlockType> block_type_from_name(std::string_view name) {
     const auto same = [](char a, char b) {
         return std::tolower(static_cast<uint8_t>(a)) == std::tolower(static_cast<uint8_t>(b));
     };
-    for (size_t i = 1; i < kTraits.size(); ++i)
+    for (size_t i = 1; i < kTypesOfFiles; ++i)
         if (std::ranges::equal(kTraits[i].name, name, same)) return static_cast<BlockType>(i);
     return std::nullopt;
 }
@@ -206,10 +203,10 @@ void split_block(BlockType type, const void* block, BlockCodes& codes) {
             return split_iq4xs(p, codes);
         case BlockType::kMxfp4:
             return split_table(p + 1, kE2M1Doubled, half_e8m0(p[0]), codes);
-        case BlockType::kNone:
+        default:  // not of files
             break;
     }
-    check(false, "split_block: not a block type");
+    check(false, "split_block: not a block type of files");
 }
 
 void decode_blocks(BlockType type, const void* codes, float* y, int64_t n) {

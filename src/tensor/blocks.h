@@ -24,13 +24,24 @@ enum class BlockType : uint8_t {
     kIq4Nl,
     kIq4Xs,
     kMxfp4,
+    // Not of files: groups of columns of Scheme::kGroups as the CPU's panels have them (cpu/quant_panel.h), scales and offsets
+    // in f32.
+    kInt8By32,
+    kInt8By128,
+    kInt4By32,
+    kInt4By64,
+    kInt4By128,
+    kInt4ZeroBy32,  // with zero points
+    kInt4ZeroBy64,
+    kInt4ZeroBy128,
 };
+inline constexpr BlockType kLastBlockOfFiles = BlockType::kMxfp4, kLastBlockType = BlockType::kInt4ZeroBy128;
 
 struct BlockTraits {
     std::string_view name;  // ggml's: "Q4_K"
     uint32_t ggml_type;     // its number in GGUF files
     int64_t elements;       // numbers per block
-    int64_t bytes;          // of one block
+    int64_t bytes;          // of one block of a file
     int64_t panel_bytes;    // of 16 rows of one block in the CPU's panels (cpu/quant_panel.h); 0: has none
 };
 

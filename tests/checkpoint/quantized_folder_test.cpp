@@ -141,11 +141,11 @@ TEST_F(QuantizedFolder, ComputesWithWhatItsNumbersSay) {
             batch.record = nullptr;
             for (const Routing& layer : routes) batch.replay.push_back(layer.indices);
             const Tensor found = stored.model->logits(cx, stored.model->forward(cx, batch, nullptr, nullptr));
-            // 0 where weights are multiplied out to f32; where a back end rounds activations to 8 bits per 32 columns, the
-            // bound of GgufModels.
+            // 0 where weights are multiplied out to f32; where a back end rounds activations to 8 bits per 32 columns at most
+            // 0.04 in this model, whose rows have few of them (each product's bits: QuantMatmul).
             EXPECT_LT(relative_error({found.as<float>(), found.as<float>() + found.size()},
                                      {expected.as<float>(), expected.as<float>() + expected.size()}),
-                      0.03)
+                      0.05)
                 << kind.method << " " << kind.stored.name();
         }
     }

@@ -22,13 +22,13 @@ void expect_bits_of_avx2(const QuantKernels& kernels) {
     Tensors make(1);
     Arena arena("panels", Buffer::host, int64_t{1} << 20);
     const QuantKernels& avx2 = quant_kernels_avx2();
-    for (int i = static_cast<int>(BlockType::kQ40); i <= static_cast<int>(BlockType::kMxfp4); ++i) {
+    for (int i = static_cast<int>(BlockType::kQ40); i <= static_cast<int>(kLastBlockType); ++i) {
         const auto type = static_cast<BlockType>(i);
         const PanelTraits traits = panel_traits(type);
         const int64_t steps = 24, panels = 3;
         const Tensor codes = make.empty(DType::kU8, {panels, steps / traits.steps * traits.block_bytes()});
-        for (int64_t at = 0; at < codes.size(); ++at)  // below the infinite halves
-            codes.as<uint8_t>()[at] = static_cast<uint8_t>(make.rng().below(120));
+        for (int64_t at = 0; at < codes.size(); ++at)  // below the infinite halves, and floats whose sums would be
+            codes.as<uint8_t>()[at] = static_cast<uint8_t>(make.rng().below(traits.wide() ? 64 : 120));
         for (const int64_t rows : {1, 2, 3, 7, 13, 31}) {
             const Tensor x = make.random({rows, steps * kPanelStep}), q = make.empty(DType::kI8, {rows, steps * kPanelStep});
             std::vector<StepFactors> factors(static_cast<size_t>(rows * steps));

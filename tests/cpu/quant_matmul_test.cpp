@@ -2,6 +2,7 @@
 // groups.
 #include "cpu/quant_matmul.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <cmath>
 #include <cstring>
@@ -156,30 +157,123 @@ TEST_P(QuantMatmul, PanelsAndBlocksGoBackwardAsTheirNumbers) {
     }
 }
 
+// Whole numbers in groups of columns, and what each of them is.
+struct Integers {
+    bool nibbles, with_zeros;
+    Weight w;
+
+    Integers(Tensors& t, bool four_bits, bool zeros, int64_t out, int64_t in, int64_t groups, DType scales = DType::kF32)
+        : nibbles(four_bits),
+          with_zeros(zeros),
+          w(t.empty(four_bits ? DType::kU8 : DType::kI8, {out, four_bits ? in / 2 : in})) {
+        for (int64_t i = 0; i < w.codes.bytes(); ++i) w.codes.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(256));
+        w.scheme = Scheme::kGroups;
+        w.scales = t.random({out, groups});
+        if (scales != DType::kF32) {
+            ThreadPool pool(1);
+            const Tensor narrow = t.empty(scales, {out, groups});
+            CpuOps(pool).copy(narrow, w.scales);
+            w.scales = narrow;
+        }
+        if (!zeros) return;
+        w.zeros = t.empty(DType::kU8, {out, groups});
+        for (int64_t i = 0; i < out * groups; ++i) w.zeros.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(16));
+    }
+    [[nodiscard]] int code(int64_t row, int64_t k) const {
+        const int64_t i = row * w.in_features() + k;
+        if (!nibbles) return w.codes.as<int8_t>()[i];
+        const int byte = w.codes.as<uint8_t>()[i / 2];
+        return k % 2 == 0 ? byte & 15 : byte >> 4;
+    }
+    [[nodiscard]] int64_t group_at(int64_t row, int64_t k) const {
+        return row * w.scales.dim(1) + k / (w.in_features() / w.scales.dim(1));
+    }
+    [[nodiscard]] float scale(int64_t row, int64_t k) const {
+        const int64_t g = group_at(row, k);
+        if (w.scales.dtype == DType::kF16) return static_cast<float>(w.scales.as<Float16>()[g]);
+        return w.scales.dtype == DType::kBF16 ? static_cast<float>(w.scales.as<BFloat16>()[g]) : w.scales.as<float>()[g];
+    }
+    [[nodiscard]] int zero(int64_t row, int64_t k) const {
+        return with_zeros ? w.zeros.as<uint8_t>()[group_at(row, k)] : nibbles ? 8 : 0;
+    }
+    // As a panel has it: with zero points an offset besides.
+    [[nodiscard]] float offset(int64_t row, int64_t k) const { return -(scale(row, k) * static_cast<float>(zero(row, k))); }
+    [[nodiscard]] float in_panels(int64_t row, int64_t k) const {
+        if (!with_zeros) return scale(row, k) * static_cast<float>(code(row, k) - zero(row, k));
+        return scale(row, k) * static_cast<float>(code(row, k)) + offset(row, k);
+    }
+    [[nodiscard]] float product_in_panels(int64_t row, const float* x) const {
+        float y = 0;
+        for (int64_t k = 0; k < w.in_features(); k += 32) {
+            const Step step(x + k);
+            int sum = 0, all = 0;
+            for (int64_t i = 0; i < 32; ++i) {
+                sum += (code(row, k + i) - (with_zeros ? 0 : zero(row, k))) * step.q[i];
+                all += step.q[i];
+            }
+            y = std::fma(step.d, scale(row, k) * static_cast<float>(sum), y);
+            if (with_zeros) y = std::fma(offset(row, k), step.d * static_cast<float>(all), y);
+        }
+        return y;
+    }
+};
+
 TEST_P(QuantMatmul, IntegerGroupsGiveTheBitsOfTheirNumbers) {
     for (const bool nibbles : {false, true}) {
         for (const bool with_zeros : {false, true}) {
-            const int64_t out = 9, in = 256, groups = 4;
-            Weight w(t.empty(nibbles ? DType::kU8 : DType::kI8, {out, nibbles ? in / 2 : in}));
-            for (int64_t i = 0; i < w.codes.bytes(); ++i) w.codes.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(256));
-            w.scheme = Scheme::kGroups;
-            w.scales = t.random({out, groups});
-            if (with_zeros) {
-                w.zeros = t.empty(DType::kU8, {out, groups});
-                for (int64_t i = 0; i < out * groups; ++i) w.zeros.as<uint8_t>()[i] = static_cast<uint8_t>(t.rng().below(16));
-            }
+            const int64_t out = 9, in = 256;
+            const Integers integers(t, nibbles, with_zeros, out, in, 4);
             const Tensor numbers = t.empty(DType::kF32, {out, in});
             for (int64_t i = 0; i < out * in; ++i) {
-                const int64_t r = i / in, k = i % in, g = r * groups + k / (in / groups);
-                const int byte = nibbles ? w.codes.as<uint8_t>()[i / 2] : 0;
-                const int code = nibbles ? (k % 2 == 0 ? byte & 15 : byte >> 4) : w.codes.as<int8_t>()[i];
-                const int zero = with_zeros ? w.zeros.as<uint8_t>()[g] : nibbles ? 8 : 0;
-                numbers.as<float>()[i] = w.scales.as<float>()[g] * static_cast<float>(code - zero);
+                const int64_t r = i / in, k = i % in;
+                numbers.as<float>()[i] = integers.scale(r, k) * static_cast<float>(integers.code(r, k) - integers.zero(r, k));
             }
             const Tensor x = t.random({4, in});
-            expect_equal(multiply(x, w), multiply(x, numbers), nibbles ? "int4" : "int8");
+            expect_equal(multiply(x, integers.w), multiply(x, numbers), nibbles ? "int4" : "int8");
         }
     }
+}
+
+TEST_P(QuantMatmul, IntegerGroupsInPanelsGiveTheBitsOfTheDefinition) {
+    constexpr int64_t kIn = 768, kOut = 48;
+    constexpr DType kScales[] = {DType::kF32, DType::kBF16, DType::kF16};
+    ThreadPool pool(2);
+    CpuOps ops(pool, GetParam());
+    for (const auto& [nibbles, zeros] : {std::pair(false, false), std::pair(true, false), std::pair(true, true)}) {
+        for (const int64_t group : {32, 64, 96, 128, 256, 768}) {
+            const Integers integers(t, nibbles, zeros, kOut, kIn, kIn / group, kScales[t.rng().below(3)]);
+            const Weight panels = packed(integers.w);
+            const std::string what =
+                fmt::format("{}{}, groups of {}", nibbles ? "int4" : "int8", zeros ? " with zeros" : "", group);
+            ASSERT_EQ(panels.scheme, Scheme::kPanels) << what;
+            EXPECT_FALSE(panels.scales || panels.zeros) << "they lie among the codes";
+            EXPECT_EQ(panels.in_features(), kIn);
+            EXPECT_EQ(panels.out_features(), kOut);
+            const Tensor numbers = t.empty(DType::kF32, {kOut, kIn}), rows = t.empty(DType::kF32, {kOut, kIn});
+            for (int64_t i = 0; i < kOut * kIn; ++i) numbers.as<float>()[i] = integers.in_panels(i / kIn, i % kIn);
+            for (int64_t r = 0; r < kOut; ++r) decode_weight_row(rows.as<float>() + r * kIn, panels, r);
+            expect_equal(rows, numbers, what);
+            const Tensor dy = t.random({3, kOut}), dx = t.empty(DType::kF32, {3, kIn}),
+                         expected = t.empty(DType::kF32, {3, kIn});
+            ops.matmul_dgrad(expected, dy, numbers);
+            ops.matmul_dgrad(dx, dy, panels);
+            expect_equal(dx, expected, what + ", backward");
+            for (const int64_t n : {1, 3, 13, 40}) {
+                const Tensor x = t.random({n, kIn}), y = multiply(x, panels);
+                for (int64_t i = 0; i < n; i += 1 + n / 8)
+                    for (int64_t j = 0; j < kOut; ++j)
+                        ASSERT_EQ(y.as<float>()[i * kOut + j], integers.product_in_panels(j, x.as<float>() + i * kIn))
+                            << what << ", " << n << " rows, element " << i << ", " << j;
+                expect_equal(y, multiply(x, panels, 1), "one thread");
+            }
+        }
+    }
+}
+
+TEST_P(QuantMatmul, IntegerGroupsThatArePartsOfStepsStayAsTheyAre) {
+    EXPECT_EQ(packed(Integers(t, true, false, 32, 96, 6).w).scheme, Scheme::kGroups) << "groups of 16";
+    EXPECT_EQ(packed(Integers(t, false, false, 24, 96, 1).w).scheme, Scheme::kGroups) << "half a panel";
+    EXPECT_EQ(packed(Integers(t, false, true, 32, 96, 1).w).scheme, Scheme::kGroups) << "int8 with zero points";
 }
 
 TEST_P(QuantMatmul, ExpertsAndHeadsAreSeparateProducts) {
