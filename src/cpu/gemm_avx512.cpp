@@ -28,13 +28,13 @@ struct Lanes16 {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
     }
     static Float widen(const Float16*, __m256i x) { return _mm512_cvtph_ps(x); }
-    // e4m3 as an IEEE half: same sign, exponent and mantissa bits, 2^8 too small (biases 7 and 15); 0x7f is NaN.
+    // e4m3 as an IEEE half: same sign, exponent and mantissa bits, 2^8 too small (biases 7 and 15); 0x7f is NaN. The byte's
+    // sign is spread over the upper byte first, so that one shift moves all of it.
     static Float widen(const Float8E4M3*, __m128i x) {
-        const __m256i code = _mm256_cvtepu8_epi16(x);
-        const __m256i magnitude = _mm256_and_si256(code, _mm256_set1_epi16(0x7f));
-        const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)), _mm256_set1_epi16(0x7c00));
-        const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
-        const __m256i half = _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(magnitude, 7));
+        const __m256i code = _mm256_cvtepi8_epi16(x), ones = _mm256_set1_epi16(0x7f);
+        __m256i half = _mm256_and_si256(_mm256_slli_epi16(code, 7), _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+        const __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(code, ones), ones);
+        half = _mm256_or_si256(half, _mm256_maskz_set1_epi16(nan, 0x7c00));
         return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
     }
     template <class T>

@@ -34,6 +34,10 @@ struct Stored {
         return data + n / kPanelColumns * matrix.stride + k * kPanelColumns + lane;
     }
     bool scaled() const { return std::is_same_v<T, Float8E4M3> && matrix.scales != nullptr; }
+    // Whether rows [row, row + n) have the same scales.
+    bool one_scale(int64_t row, int64_t n) const {
+        return !scaled() || (row + matrix.row0) / kFp8Block == (row + n - 1 + matrix.row0) / kFp8Block;
+    }
     float scale(int64_t row, int64_t column) const {
         return matrix.scales[(row + matrix.row0) / kFp8Block * matrix.scales_stride + column / kFp8Block];
     }
@@ -41,7 +45,7 @@ struct Stored {
 
 // Lanes of stored row `row` from `column`, as f32; `count` of them exist. The columns lie in one block of scales.
 template <class V, class T>
-typename V::Float load_scaled(const Stored<T>& b, int64_t row, int64_t column, int count) {
+[[gnu::always_inline]] inline typename V::Float load_scaled(const Stored<T>& b, int64_t row, int64_t column, int count) {
     const T* const from = b.at(row, column);
     const auto codes = count >= V::kLanes ? V::load(from) : V::load_first(from, count);
     return b.scaled() ? V::multiply(codes, V::broadcast(b.scale(row, column))) : codes;
@@ -56,8 +60,18 @@ struct Square {
 
     // `n` columns and `count` <= kDepth of k exist.
     void load(const Stored<T>& b, int64_t n0, int64_t n, int64_t k0, int count) {
+        if (n == V::kLanes && count == kDepth && b.one_scale(n0, n)) {
+            const T* from = b.at(n0, k0);
 #pragma GCC unroll 16
-        for (int i = 0; i < V::kLanes; ++i) rows[i] = load_scaled<V>(b, n0 + std::min<int64_t>(i, n - 1), k0, count);
+            for (int i = 0; i < V::kLanes; ++i, from += b.matrix.stride) rows[i] = V::load(from);
+            if (b.scaled()) {
+                const auto scale = V::broadcast(b.scale(n0, k0));
+#pragma GCC unroll 16
+                for (int i = 0; i < V::kLanes; ++i) rows[i] = V::multiply(rows[i], scale);
+            }
+        } else {
+            for (int i = 0; i < V::kLanes; ++i) rows[i] = load_scaled<V>(b, n0 + std::min<int64_t>(i, n - 1), k0, count);
+        }
         V::transpose(rows);
     }
     // B[k0 + i, n0 : n0 + lanes].
