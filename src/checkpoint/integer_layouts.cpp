@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/weight_row.h"
 
 namespace fathom {
 namespace {
@@ -126,7 +127,7 @@ private:
         return numbers([&](int64_t row, int64_t column) {
             const int64_t g = column / (columns_ / groups);
             const auto zero = static_cast<int>(field(*zeros, row / 4, g, row % 4, 8)) - 128;
-            return scale_at(scales, row * groups + g) * static_cast<float>(codes.as<int8_t>()[row * columns_ + column] - zero);
+            return number_at(scales, row * groups + g) * static_cast<float>(codes.as<int8_t>()[row * columns_ + column] - zero);
         });
     }
 
@@ -219,7 +220,7 @@ private:
         if (!ordered || (bits == 8 && !symmetric)) {
             return numbers([&](int64_t row, int64_t column) {
                 const int64_t g = order ? order->as<const int32_t>()[column] : column / (columns_ / groups);
-                return scale_at(scales, g * rows_ + row) *
+                return number_at(scales, g * rows_ + row) *
                        static_cast<float>(static_cast<int>(code_at(row, column)) - zero[row * groups + g]);
             });
         }
@@ -278,11 +279,6 @@ private:
         return {result};
     }
 
-    static float scale_at(const Tensor& scales, int64_t at) {
-        if (scales.dtype == DType::kF32) return scales.as<const float>()[at];
-        if (scales.dtype == DType::kF16) return static_cast<float>(scales.as<const Float16>()[at]);
-        return static_cast<float>(scales.as<const BFloat16>()[at]);
-    }
     static void copy_element(const Tensor& to, int64_t i, const Tensor& from, int64_t j) {
         const auto size = static_cast<size_t>(size_of(to.dtype));
         std::memcpy(to.as<std::byte>() + static_cast<size_t>(i) * size,

@@ -5,20 +5,11 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "ops/adamw_factors.h"
 #include "tensor/blocks.h"
 #include "tensor/dtype.h"
 
 namespace fathom {
-
-// What adamw needs of AdamWStep, in f32, for one tensor.
-struct AdamWFactors {
-    float beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float grad_scale;
-    float decay;          // 1 - learning_rate weight_decay
-    float step_size;      // learning_rate / (1 - beta1^t)
-    float second_unbias;  // 1 / (1 - beta2^t)
-    float epsilon;
-};
 
 // Blocks that a cache may consist of: Q8_0 and Q4_0, a half and 32 codes of 8 or 4 bits.
 inline constexpr int64_t kCacheBlock = 32;

@@ -1,6 +1,5 @@
 // AdamW (Loshchilov and Hutter 2019) and the gradient norm. AdamW moves 28 bytes per f32 parameter (read grad, m, v, master;
 // write m, v, master), 8 less with moments in bf16, and 2 more for a bf16 copy: bound by memory.
-#include <cmath>
 #include <vector>
 
 #include "cpu/convert.h"
@@ -19,18 +18,8 @@ constexpr int64_t kElementsPerPartial = 4096;  // the norm is summed in blocks o
 void CpuOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                    const AdamWStep& step) {
     check_adamw(param, master, m, v, grad);
-    check(step.step >= 1, "adamw: step counts from 1");
     const int64_t n = master.size();
-    const auto t = static_cast<double>(step.step);
-    const AdamWFactors factors{.beta1 = static_cast<float>(step.beta1),
-                               .one_minus_beta1 = static_cast<float>(1 - step.beta1),
-                               .beta2 = static_cast<float>(step.beta2),
-                               .one_minus_beta2 = static_cast<float>(1 - step.beta2),
-                               .grad_scale = static_cast<float>(step.grad_scale),
-                               .decay = static_cast<float>(1 - step.learning_rate * step.weight_decay),
-                               .step_size = static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, t))),
-                               .second_unbias = static_cast<float>(1 / (1 - std::pow(step.beta2, t))),
-                               .epsilon = static_cast<float>(step.epsilon)};
+    const AdamWFactors factors = adamw_factors(step);
     pool_.parallel_for(n, kElementsPerTask, [&](int64_t begin, int64_t end, int thread) {
         constexpr int64_t kChunk = 2048;  // the new master is still in L1 when it is rounded to the parameter's dtype
         const bool rounded = m.dtype != DType::kF32;

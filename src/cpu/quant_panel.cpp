@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "tensor/weight_row.h"
 
 namespace fathom {
 namespace {
@@ -220,13 +221,6 @@ uint32_t four_integers(const uint8_t* row, int64_t i, int bits) {
     return (low & 15) | (low >> 4) << 8 | (high & 15) << 16 | (high >> 4) << 24;
 }
 
-float number_of(const Tensor& x, int64_t row, int64_t column) {
-    const int64_t at = row * x.stride[0] + column;
-    if (x.dtype == DType::kF32) return x.as<const float>()[at];
-    if (x.dtype == DType::kF16) return static_cast<float>(x.as<const Float16>()[at]);
-    return static_cast<float>(x.as<const BFloat16>()[at]);
-}
-
 // Row `row` of kGroups as lane r of all blocks. Where groups are longer than blocks, several blocks have one scale.
 template <int kBits>
 void pack_integers(uint8_t* to, const Weight& w, int64_t row, BlockType type, int64_t r) {
@@ -234,7 +228,7 @@ void pack_integers(uint8_t* to, const Weight& w, int64_t row, BlockType type, in
     const int64_t elements = traits.steps * kPanelStep, group = w.in_features() / w.scales.dim(1);
     const auto* const codes = w.codes.as<const uint8_t>() + row * w.codes.stride[0];
     for (int64_t i = 0; i < w.in_features(); to += traits.block_bytes()) {
-        const float scale = number_of(w.scales, row, i / group);
+        const float scale = number_at(w.scales, row * w.scales.stride[0] + i / group);
         std::memcpy(to + 4 * r, &scale, sizeof scale);
         if (traits.has_offset()) {
             const float offset =

@@ -7,6 +7,7 @@
 #include "cuda/packed_loop.cuh"
 #include "cuda/softmax.cuh"
 #include "cuda/swiglu.cuh"
+#include "ops/adamw_factors.h"
 
 namespace fathom {
 namespace cuda {
@@ -175,25 +176,7 @@ struct AdamWUpdate {
     float* master;
     Moment *first, *second;
     const float* gradient;
-    float beta1, one_minus_beta1, beta2, one_minus_beta2, grad_scale, decay, step_size, second_unbias, epsilon;
-
-    AdamWUpdate(const Tensor& param, const Tensor& p, const Tensor& m, const Tensor& v, const Tensor& grad,
-                const AdamWStep& step)
-        : copy(param.data == p.data ? nullptr : param.data),
-          copy_type(param.dtype),
-          master(p.as<float>()),
-          first(m.as<Moment>()),
-          second(v.as<Moment>()),
-          gradient(grad.as<const float>()),
-          beta1(static_cast<float>(step.beta1)),
-          one_minus_beta1(static_cast<float>(1 - step.beta1)),
-          beta2(static_cast<float>(step.beta2)),
-          one_minus_beta2(static_cast<float>(1 - step.beta2)),
-          grad_scale(static_cast<float>(step.grad_scale)),
-          decay(static_cast<float>(1 - step.learning_rate * step.weight_decay)),
-          step_size(static_cast<float>(step.learning_rate / (1 - std::pow(step.beta1, static_cast<double>(step.step))))),
-          second_unbias(static_cast<float>(1 / (1 - std::pow(step.beta2, static_cast<double>(step.step))))),
-          epsilon(static_cast<float>(step.epsilon)) {}
+    AdamWFactors factors;
 
     template <int kCount>
     __device__ __forceinline__ void operator()(int64_t, int64_t i) const {
@@ -204,10 +187,10 @@ struct AdamWUpdate {
         load_pack(g, gradient + i);
 #pragma unroll
         for (int j = 0; j < kCount; ++j) {
-            g[j] *= grad_scale;
-            m[j] = fmaf(one_minus_beta1, g[j], beta1 * m[j]);
-            v[j] = fmaf(one_minus_beta2 * g[j], g[j], beta2 * v[j]);
-            p[j] = decay * p[j] - step_size * m[j] / (sqrtf(v[j] * second_unbias) + epsilon);
+            g[j] *= factors.grad_scale;
+            m[j] = fmaf(factors.one_minus_beta1, g[j], factors.beta1 * m[j]);
+            v[j] = fmaf(factors.one_minus_beta2 * g[j], g[j], factors.beta2 * v[j]);
+            p[j] = factors.decay * p[j] - factors.step_size * m[j] / (sqrtf(v[j] * factors.second_unbias) + factors.epsilon);
         }
         store_pack(master + i, p);
         store_pack(first + i, m);
@@ -280,12 +263,19 @@ void CudaOps::cross_entropy_backward(const Tensor& dlogits, const Tensor& logits
 void CudaOps::adamw(const Tensor& param, const Tensor& master, const Tensor& m, const Tensor& v, const Tensor& grad,
                     const AdamWStep& step) {
     check_adamw(param, master, m, v, grad);
-    check(step.step >= 1, "adamw: step counts from 1");
-    const bool packed = cuda::packable(master, grad) && reinterpret_cast<uintptr_t>(m.data) % 16 == 0 &&
-                        reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && reinterpret_cast<uintptr_t>(param.data) % 16 == 0;
+    const auto in_packs = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
+    const bool packed = in_packs(param) && in_packs(master) && in_packs(m) && in_packs(v) && in_packs(grad) &&
+                        master.size() % cuda::kPackOf<float> == 0;
     cuda::with_activation("adamw", m.dtype, [&](auto type) {
-        cuda::packed_loop<float>(lane_->stream, "adamw", 1, master.size(), packed && master.size() % 4 == 0,
-                                 cuda::AdamWUpdate<decltype(type)>(param, master, m, v, grad, step));
+        using Moment = decltype(type);
+        const cuda::AdamWUpdate<Moment> update{param.data == master.data ? nullptr : param.data,
+                                               param.dtype,
+                                               master.as<float>(),
+                                               m.as<Moment>(),
+                                               v.as<Moment>(),
+                                               grad.as<const float>(),
+                                               adamw_factors(step)};
+        cuda::packed_loop<float>(lane_->stream, "adamw", 1, master.size(), packed, update);
     });
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "tensor/weight_row.h"
 
 namespace fathom {
 namespace {
@@ -26,12 +27,6 @@ void store(const Tensor& to, int64_t at, float value) {
         to.as<BFloat16>()[at] = BFloat16(value);
     else
         to.as<Float16>()[at] = Float16(value);
-}
-
-float load(const Tensor& from, int64_t at) {
-    if (from.dtype == DType::kF32) return from.as<float>()[at];
-    if (from.dtype == DType::kBF16) return static_cast<float>(from.as<BFloat16>()[at]);
-    return static_cast<float>(from.as<Float16>()[at]);
 }
 
 bool nibbles(const Weight& w) { return w.codes.dtype == DType::kU8; }
@@ -134,7 +129,7 @@ void encode_groups(const Weight& to, int64_t row, const float* x, const GroupCos
 void scale_row(const Weight& to, int64_t row, float factor) {
     for (int64_t g = 0; g < to.scales.dim(1); ++g) {
         const int64_t at = row * to.scales.stride[0] + g;
-        store(to.scales, at, rounded(load(to.scales, at) * factor, to.scales.dtype));
+        store(to.scales, at, rounded(number_at(to.scales, at) * factor, to.scales.dtype));
     }
 }
 

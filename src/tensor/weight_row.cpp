@@ -1,7 +1,6 @@
 #include "tensor/weight_row.h"
 
 namespace fathom {
-namespace {
 
 float number_at(const Tensor& x, int64_t i) {
     switch (x.dtype) {
@@ -14,10 +13,12 @@ float number_at(const Tensor& x, int64_t i) {
         case DType::kF8E4M3:
             return static_cast<float>(x.as<const Float8E4M3>()[i]);
         default:
-            check(false, "decode_row: codes of type " + std::string(name_of(x.dtype)));
+            check(false, "a number of type " + std::string(name_of(x.dtype)));
             return 0;
     }
 }
+
+namespace {
 
 void decode_groups_row(float* y, const Weight& w, int64_t row) {
     const bool nibbles = w.codes.dtype == DType::kU8;
