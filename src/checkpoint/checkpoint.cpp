@@ -130,7 +130,7 @@ private:
         const auto& c = loaded_.config;
         const bool whole = c.qk_nope_head_dim % Weight::kPanelRows == 0 && c.v_head_dim % Weight::kPanelRows == 0;
         const bool cut = name.ends_with(kBothWays) && !whole;
-        if (stored.scheme == Scheme::kGroups && paged(name)) return stored;
+        if (stored.scheme == Scheme::kGroups && paged(name)) return stored;  // mapped codes can be let go, panels cannot
         return options_.pack && !cut ? ops_.pack(stored, *loaded_.weights) : stored;
     }
 
